@@ -1,0 +1,134 @@
+"""Arithmetic, element by element. Operands broadcast as in NumPy; the engine sums gradients back."""
+
+from ..backend import array_module, kernels
+from ..tensor import Tensor, record
+from ._arguments import as_tensor
+
+__all__ = ["abs", "add", "clamp", "div", "exp", "log", "maximum", "minimum", "mul", "neg", "pow", "sqrt", "sub", "where"]
+
+
+def _operands(input, other):
+    """Both as Tensors; a number takes the other's dtype."""
+    input = as_tensor(input, like=other if isinstance(other, Tensor) else None)
+    return input, as_tensor(other, like=input)
+
+
+def add(input, other):
+    """input + other."""
+    a, b = _operands(input, other)
+    return record(kernels(a.data).add(a.data, b.data), "add", (a, b), lambda g: (g, g))
+
+
+def sub(input, other):
+    """input − other."""
+    a, b = _operands(input, other)
+    return record(a.data - b.data, "sub", (a, b), lambda g: (g, -g))
+
+
+def mul(input, other):
+    """input · other."""
+    a, b = _operands(input, other)
+    x, y = a.data, b.data
+    return record(x * y, "mul", (a, b), lambda g: (g * y, g * x))
+
+
+def div(input, other):
+    """input / other."""
+    a, b = _operands(input, other)
+    x, y = a.data, b.data
+    return record(_float(x / y, a, b), "div", (a, b), lambda g: (g / y, -g * x / (y * y)))
+
+
+def neg(input):
+    """−input."""
+    return record(-input.data, "neg", (input,), lambda g: (-g,))
+
+
+def pow(input, exponent):
+    """input ** exponent; both may be Tensors. d/dx = e·x^(e−1), d/de = x^e·log x (0 where x = 0)."""
+    a, b = _operands(input, exponent)
+    x, e, needs_de = a.data, b.data, b.requires_grad
+    xp, y = array_module(x), x ** e
+
+    def backward(g):
+        de = None
+        if needs_de:
+            de = g * y * xp.log(xp.where(x == 0, 1, x))
+        # x^(e-1) with e = 0 must give 0, also at x = 0
+        return g * xp.where(e == 0, 0, e * x ** xp.where(e == 0, 1, e - 1)), de
+
+    return record(y, "pow", (a, b), backward)
+
+
+def exp(input):
+    """e^input."""
+    y = array_module(input.data).exp(input.data)
+    return record(y, "exp", (input,), lambda g: (g * y,))
+
+
+def log(input):
+    """The natural logarithm."""
+    x = input.data
+    return record(array_module(x).log(x), "log", (input,), lambda g: (g / x,))
+
+
+def sqrt(input):
+    """√input; the gradient 1/(2√x) is infinite at 0, as in PyTorch."""
+    y = array_module(input.data).sqrt(input.data)
+    return record(y, "sqrt", (input,), lambda g: (g / (2 * y),))
+
+
+def abs(input):
+    """|input|; the gradient at 0 is 0."""
+    x = input.data
+    xp = array_module(x)
+    return record(xp.abs(x), "abs", (input,), lambda g: (g * xp.sign(x),))
+
+
+def clamp(input, min=None, max=None):
+    """input limited to [min, max] (numbers, or None for no limit); no gradient outside, full at the limits."""
+    if min is None and max is None:
+        raise ValueError("clamp needs min, max or both")
+    x = input.data
+    inside = True
+    if min is not None:
+        inside = inside & (x >= min)
+    if max is not None:
+        inside = inside & (x <= max)
+    return record(array_module(x).clip(x, min, max), "clamp", (input,), lambda g: (g * inside,))
+
+
+def maximum(input, other):
+    """The larger of the two; equal elements share the gradient."""
+    return _extreme("maximum", input, other, 1)
+
+
+def minimum(input, other):
+    """The smaller of the two; equal elements share the gradient."""
+    return _extreme("minimum", input, other, -1)
+
+
+def _extreme(name, input, other, sign):
+    a, b = _operands(input, other)
+    x, y = a.data, b.data
+    xp = array_module(x)
+
+    def backward(g):
+        share = (xp.sign(sign * (x - y)) * 0.5 + 0.5).astype(g.dtype)  # 1 where x wins, 0 where y does, else 1/2
+        return g * share, g * (1 - share)
+
+    return record(getattr(xp, name)(x, y), name, (a, b), backward)
+
+
+def where(condition, input, other):
+    """input where condition holds, other elsewhere; all three broadcast."""
+    a, b = _operands(input, other)
+    c = as_tensor(condition).data
+    if c.dtype != bool:
+        raise TypeError(f"where expects a bool condition, got {c.dtype}; write condition != 0")
+    return record(array_module(c).where(c, a.data, b.data), "where", (a, b), lambda g: (g * c, g * ~c))
+
+
+def _float(y, a, b):
+    # NumPy divides integers into float64; PyTorch, and so we, into float32
+    return y if "f" in (a.dtype.kind, b.dtype.kind) else y.astype("float32")

@@ -1,0 +1,86 @@
+"""Group and layer normalisation."""
+
+from ..backend import array_module, kernels
+from ..tensor import record
+from ._arguments import check_float
+
+__all__ = ["group_norm", "group_norm_silu", "layer_norm"]
+
+
+def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
+    """(x − μ)/√(σ² + eps)·weight + bias over groups of channels (Wu & He 2018, eq. 1).
+
+    μ and the biased variance σ² are taken over one sample's pixels and the C/num_groups channels of a group.
+
+    Args:
+        input: (N, C, …). num_groups: divides C. weight, bias: (C,) or None.
+
+    Raises ValueError for shapes that do not fit, TypeError for different dtypes.
+    """
+    return _group_norm("group_norm", input, num_groups, weight, bias, eps, silu=False)
+
+
+def group_norm_silu(input, num_groups, weight=None, bias=None, eps=1e-5):
+    """silu(group_norm(input, …)) in one pass over memory, which is what a UNet's blocks spend it on.
+
+    Arguments as ``group_norm``; weight and bias may also be (N, C), one row for each sample, which makes
+    conditioning by scale and shift free (Dhariwal & Nichol 2021, eq. 3).
+    """
+    return _group_norm("group_norm_silu", input, num_groups, weight, bias, eps, silu=True)
+
+
+def _group_norm(op, input, num_groups, weight, bias, eps, silu):
+    check_float(op, input=input, weight=weight, bias=bias)
+    if input.ndim < 2:
+        raise ValueError(f"{op} expects an input of shape (N, C, ...), got {input.shape}")
+    n, c = input.shape[:2]
+    if not isinstance(num_groups, int) or num_groups < 1 or c % num_groups:
+        raise ValueError(f"{op}: num_groups must be a positive integer that divides {c} channels, got {num_groups!r}")
+    allowed = ((c,), (n, c)) if silu else ((c,),)
+    for name, p in (("weight", weight), ("bias", bias)):
+        if p is not None and p.shape not in allowed:
+            raise ValueError(f"{op} expects a {name} of shape {' or '.join(map(str, allowed))}, got {p.shape}")
+    shape = input.shape
+    x = input.data if input.ndim == 4 else input.data.reshape(n, c, -1, 1)
+    xp = array_module(x)
+    w = xp.ones((1, c), x.dtype) if weight is None else weight.data.reshape(-1, c)
+    b = xp.zeros((1, c), x.dtype) if bias is None else bias.data.reshape(-1, c)
+    y, mean, rstd = kernels(x).group_norm(x, num_groups, w, b, eps, silu)
+    given = tuple(p for p in (weight, bias) if p is not None)
+
+    def backward(g):
+        g = g.reshape(x.shape)
+        dx, dw, db = kernels(g).group_norm_backward(g, x, mean, rstd, num_groups, w, b, silu)
+        return (dx.reshape(shape),) + ((dw,) if weight is not None else ()) + ((db,) if bias is not None else ())
+
+    return record(y.reshape(shape), op, (input,) + given, backward)
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """(x − μ)/√(σ² + eps)·weight + bias over the last axes (Ba et al. 2016, eq. 3–4).
+
+    normalized_shape: the sizes of those axes (an int for one); weight, bias: that shape, or None.
+    With d = g·weight: dx = rstd·(d − mean(d) − x̂·mean(d·x̂)).
+    """
+    check_float("layer_norm", input=input, weight=weight, bias=bias)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or input.shape[-len(shape):] != shape:
+        raise ValueError(f"layer_norm expects an input whose last axes are {shape}, got {input.shape}")
+    for name, p in (("weight", weight), ("bias", bias)):
+        if p is not None and p.shape != shape:
+            raise ValueError(f"layer_norm expects a {name} of shape {shape}, got {p.shape}")
+    x, axes = input.data, tuple(range(-len(shape), 0))
+    xp = array_module(x)
+    centred = x - x.mean(axes, keepdims=True)
+    rstd = 1 / xp.sqrt((centred * centred).mean(axes, keepdims=True) + eps)
+    xhat = centred * rstd
+    y = xhat if weight is None else xhat * weight.data
+    w = None if weight is None else weight.data
+
+    def backward(g):
+        d = g if w is None else g * w
+        dx = rstd * (d - d.mean(axes, keepdims=True) - xhat * (d * xhat).mean(axes, keepdims=True))
+        return (dx,) + ((g * xhat,) if weight is not None else ()) + ((g,) if bias is not None else ())
+
+    given = tuple(p for p in (weight, bias) if p is not None)
+    return record(y if bias is None else y + bias.data, "layer_norm", (input,) + given, backward)

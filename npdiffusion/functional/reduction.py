@@ -1,0 +1,100 @@
+"""Reductions along axes, with PyTorch's arguments ``dim`` and ``keepdim``."""
+
+from collections import namedtuple
+
+from ..backend import array_module
+from ..tensor import Tensor, record
+from ._arguments import axes_of, check_float
+
+__all__ = ["max", "mean", "min", "sum", "var"]
+
+Extreme = namedtuple("Extreme", "values indices")
+
+
+def _spread(g, x_shape, axes, keepdim):
+    """The gradient of a reduction, seen in the shape of the reduction's input (a broadcast view)."""
+    if not keepdim:
+        g = g.reshape(tuple(1 if i in axes else size for i, size in enumerate(x_shape)))
+    return array_module(g).broadcast_to(g, x_shape)
+
+
+def sum(input, dim=None, keepdim=False):
+    """Σ input over the axes ``dim`` (all by default)."""
+    shape, axes = input.shape, axes_of(dim, input.ndim)
+    return record(_array(input.data.sum(axes, keepdims=keepdim)), "sum", (input,),
+                  lambda g: (_spread(g, shape, axes, keepdim),))
+
+
+def mean(input, dim=None, keepdim=False):
+    """The mean over the axes ``dim`` (all by default)."""
+    check_float("mean", input=input)
+    shape, axes = input.shape, axes_of(dim, input.ndim)
+    count = _count(shape, axes)
+    return record(_array(input.data.mean(axes, keepdims=keepdim)), "mean", (input,),
+                  lambda g: (_spread(g / count, shape, axes, keepdim),))
+
+
+def var(input, dim=None, correction=1, keepdim=False):
+    """Σ (x − mean)²/(n − correction) over the axes ``dim``; d/dx = 2·(x − mean)/(n − correction)."""
+    check_float("var", input=input)
+    x, axes = input.data, axes_of(dim, input.ndim)
+    count = _count(x.shape, axes) - correction
+    if count <= 0:
+        raise ValueError(f"var over {count + correction} element(s) with correction={correction} is undefined")
+    centred = x - x.mean(axes, keepdims=True)
+    y = (centred * centred).sum(axes, keepdims=keepdim) / count
+    return record(_array(y), "var", (input,),
+                  lambda g: (_spread(g * (2 / count), x.shape, axes, keepdim) * centred,))
+
+
+def max(input, dim=None, keepdim=False):
+    """The largest element; along one axis ``dim``: (values, indices), where the first of equals counts.
+
+    Without ``dim`` equal maxima share the gradient, as in PyTorch.
+    """
+    return _extreme("max", input, dim, keepdim)
+
+
+def min(input, dim=None, keepdim=False):
+    """The smallest element; along one axis ``dim``: (values, indices). See ``max``."""
+    return _extreme("min", input, dim, keepdim)
+
+
+def _extreme(name, input, dim, keepdim):
+    x = input.data
+    xp = array_module(x)
+    if dim is None:
+        y = _array(getattr(x, name)())
+
+        def backward(g):
+            hits = (x == y).astype(g.dtype)
+            return (hits * (g / hits.sum(dtype=g.dtype)),)
+
+        return record(y, name, (input,), backward)
+
+    (axis,) = axes_of(dim, x.ndim)
+    index = xp.expand_dims(getattr(x, "arg" + name)(axis), axis)
+    y = xp.take_along_axis(x, index, axis)
+
+    def backward(g):
+        dx = xp.zeros_like(x)
+        xp.put_along_axis(dx, index, g if keepdim else xp.expand_dims(g, axis), axis)
+        return (dx,)
+
+    if not keepdim:
+        values, indices = y.squeeze(axis), index.squeeze(axis)
+    else:
+        values, indices = y, index
+    return Extreme(record(values, name, (input,), backward), Tensor(indices))
+
+
+def _count(shape, axes):
+    count = 1
+    for axis in axes:
+        count *= shape[axis]
+    return count
+
+
+def _array(y):
+    # a full reduction gives a NumPy scalar: back to a 0-d array
+    return array_module(y).asarray(y)

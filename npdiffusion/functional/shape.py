@@ -1,0 +1,140 @@
+"""Ops that only move elements: views, indexing, joining and padding."""
+
+import numpy as np
+
+from ..backend import array_module, kernels
+from ..tensor import Tensor, record
+from ._arguments import axes_of, check_float
+
+__all__ = ["cat", "expand", "flatten", "getitem", "pad", "permute", "reshape", "squeeze", "stack", "transpose",
+           "unsqueeze"]
+
+
+def _ints(numbers):
+    """reshape(2, 3) and reshape((2, 3)) mean the same."""
+    return tuple(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)) else numbers
+
+
+def reshape(input, *shape):
+    """The elements in row-major (NCHW) order under another shape; one entry may be −1."""
+    own = input.shape
+    return record(input.data.reshape(_ints(shape)), "reshape", (input,), lambda g: (g.reshape(own),))
+
+
+def flatten(input, start_dim=0, end_dim=-1):
+    """Axes start_dim … end_dim as one."""
+    if input.ndim == 0:
+        return reshape(input, 1)
+    first, last = axes_of(start_dim, input.ndim)[0], axes_of(end_dim, input.ndim)[0]
+    if first > last:
+        raise ValueError(f"flatten expects start_dim <= end_dim, got {start_dim} and {end_dim}")
+    return reshape(input, input.shape[:first] + (-1,) + input.shape[last + 1:])
+
+
+def permute(input, *dims):
+    """The axes in the order ``dims``."""
+    axes = axes_of(_ints(dims), input.ndim)
+    if len(axes) != input.ndim:
+        raise ValueError(f"permute expects all {input.ndim} axes, got {axes}")
+    back = tuple(np.argsort(axes).tolist())
+    return record(input.data.transpose(axes), "permute", (input,), lambda g: (g.transpose(back),))
+
+
+def transpose(input, dim0, dim1):
+    """Axes dim0 and dim1 exchanged."""
+    a, b = axes_of(dim0, input.ndim)[0], axes_of(dim1, input.ndim)[0]
+    return record(input.data.swapaxes(a, b), "transpose", (input,), lambda g: (g.swapaxes(a, b),))
+
+
+def squeeze(input, dim=None):
+    """Without the axes of length 1 (all of them, or those among ``dim``)."""
+    axes = axes_of(dim, input.ndim)
+    return reshape(input, tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in axes))
+
+
+def unsqueeze(input, dim):
+    """With a new axis of length 1 at ``dim``."""
+    (axis,) = axes_of(dim, input.ndim + 1)
+    return reshape(input, input.shape[:axis] + (1,) + input.shape[axis:])
+
+
+def expand(input, *shape):
+    """Axes of length 1 repeated to ``shape`` as a view; −1 keeps an axis, new axes come in front."""
+    shape = _ints(shape)
+    added = len(shape) - input.ndim
+    if added < 0:
+        raise ValueError(f"expand to {shape} has fewer axes than the input's shape {input.shape}")
+    full = tuple(input.shape[i - added] if n == -1 and i >= added else n for i, n in enumerate(shape))
+    return record(array_module(input.data).broadcast_to(input.data, full), "expand", (input,), lambda g: (g,))
+
+
+def getitem(input, index):
+    """input[index]: integers, slices, None, ..., integer or bool arrays (or Tensors of them), as in NumPy."""
+    parts = index if isinstance(index, tuple) else (index,)
+    parts = tuple(i.data if isinstance(i, Tensor) else i for i in parts)
+    index = parts if isinstance(index, tuple) else parts[0]
+    shape, dtype = input.shape, input.dtype
+    xp = array_module(input.data)
+    fancy = any(isinstance(i, (list, xp.ndarray)) for i in parts)
+
+    def backward(g):
+        dx = xp.zeros(shape, dtype)
+        if fancy:  # an element may have been taken more than once
+            xp.add.at(dx, index, g)
+        else:
+            dx[index] = g
+        return (dx,)
+
+    return record(xp.asarray(input.data[index]), "getitem", (input,), backward)
+
+
+def cat(tensors, dim=0):
+    """The Tensors one after the other along ``dim``; their other axes must agree."""
+    tensors = tuple(tensors)
+    if not tensors:
+        raise ValueError("cat expects at least one Tensor")
+    first = tensors[0]
+    (axis,) = axes_of(dim, first.ndim)
+    for x in tensors:
+        if x.ndim != first.ndim or any(a != b for i, (a, b) in enumerate(zip(x.shape, first.shape)) if i != axis):
+            raise ValueError(f"cat along axis {axis} expects equal shapes but for that axis, got "
+                             f"{[x.shape for x in tensors]}")
+    edges = np.cumsum([0] + [x.shape[axis] for x in tensors]).tolist()
+    before = (slice(None),) * axis
+
+    def backward(g):
+        return tuple(g[before + (slice(a, b),)] for a, b in zip(edges, edges[1:]))
+
+    return record(kernels(first.data).cat([x.data for x in tensors], axis), "cat", tensors, backward)
+
+
+def stack(tensors, dim=0):
+    """Tensors of one shape along a new axis ``dim``."""
+    return cat([unsqueeze(x, dim) for x in tensors], dim if dim >= 0 else dim)
+
+
+def pad(input, pad, mode="constant", value=0.0):
+    """``pad`` elements added at the ends of the last axes: (left, right, top, bottom, ...), the last axis first.
+
+    Only mode="constant" is supported; negative numbers crop, as in PyTorch.
+    """
+    check_float("pad", input=input)
+    if mode != "constant":
+        raise ValueError(f"pad supports mode='constant' only, got {mode!r}")
+    if len(pad) % 2 or len(pad) > 2 * input.ndim:
+        raise ValueError(f"pad expects pairs of numbers for at most {input.ndim} axes, got {pad!r}")
+    pairs = [(0, 0)] * (input.ndim - len(pad) // 2) + [tuple(pad[i:i + 2]) for i in range(len(pad) - 2, -1, -2)]
+    if any(n + a + b < 0 for n, (a, b) in zip(input.shape, pairs)):
+        raise ValueError(f"pad {pad!r} crops more than the input's shape {input.shape} has")
+    inner = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, pairs))
+    outer = tuple(slice(max(a, 0), max(a, 0) + s.stop - s.start) for s, (a, _) in zip(inner, pairs))
+    xp, shape, dtype = array_module(input.data), input.shape, input.dtype
+    y = xp.full(tuple(n + a + b for n, (a, b) in zip(shape, pairs)), value, dtype)
+    y[outer] = input.data[inner]
+
+    def backward(g):
+        dx = xp.zeros(shape, dtype)
+        dx[inner] = g[outer]
+        return (dx,)
+
+    return record(y, "pad", (input,), backward)

@@ -1,0 +1,222 @@
+"""2-D convolution and transposed convolution as matrix products (im2col), with their gradients.
+
+Cross-correlation as in PyTorch; x (N, C_in, H, W), weight (C_out, C_in/groups, kh, kw), zeros around x:
+
+    y[n, o, p, q] = bias[o] + sum_{c, i, j} weight[o, c, i, j] x[n, c, p sh + i dh - top, q sw + j dw - left]
+
+The columns of x are the matrix with a row for each output pixel (n, p, q) and a column for each tap
+(i, j) and channel c, so that y = columns @ weight and dweight = columns.T @ dy. They are built a chunk
+at a time in a buffer that stays in cache. Convolution is bilinear, so two loops serve all the kernels:
+
+    gather     y = columns(x) @ weight                conv; gradient of a transposed conv
+    scatter    windows of y += x @ weight             transposed conv; gradient of a conv
+
+and where the stride is 1, scattering is gathering with flipped taps, which is faster.
+
+Arrays show NCHW shapes over channels-last memory. stride, dilation and output_padding are pairs
+(vertical, horizontal), padding is ((top, bottom), (left, right)). Arguments are not checked here.
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ...threads import get_num_threads, parallel, scratch
+from .layout import channels_last, to_nchw
+from .windows import chunks, padded
+from .winograd import winograd, winograd_pays
+
+__all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
+
+_CHUNK_BYTES = 1 << 21  # about the bytes of a column buffer: more leaves the L2 cache, less costs Python time
+
+
+def conv2d(x, weight, bias, stride, padding, dilation, groups):
+    """y (N, C_out, H_out, W_out) by the equation above; bias (C_out,) or None."""
+    size = [
+        (n + sum(p) - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    ]
+    return _gather(x, weight, bias, None, size, stride, _corner(padding), dilation, groups)[0]
+
+
+def conv2d_backward(g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True):
+    """Gradients dx and dweight of <g, conv2d(x, weight)>; None for the one that is not needed.
+
+    With stride 1, <g, conv(x, weight)> = <x, conv(g, flipped weight)>: the columns of g give both.
+    """
+    corner = _corner(padding)
+    dx = dweight = None
+    if need_input and tuple(stride) == (1, 1):
+        partner = x if need_weight else None
+        corner = _flipped_corner(weight, corner, dilation)
+        flipped = _flip(weight, groups)
+        dx, dflipped = _gather(g, flipped, None, partner, x.shape[2:], stride, corner, dilation, groups)
+        return dx, _flip(dflipped, groups) if need_weight else None
+    if need_input:
+        dx = _scatter(g, weight, None, x.shape[2:], stride, corner, dilation, groups)
+    if need_weight:
+        dweight = _gather(x, weight, None, g, g.shape[2:], stride, corner, dilation, groups, need_y=False)[1]
+    return dx, dweight
+
+
+def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation, groups):
+    """Transposed convolution: x (N, C_in, H, W), weight (C_in, C_out/groups, kh, kw) -> y.
+
+    y is the input gradient of the convolution with this weight whose output is x: each pixel of x
+    adds its multiple of the taps to the window of y that it would have been computed from.
+    """
+    size = [
+        (n - 1) * s - sum(p) + d * (k - 1) + extra + 1
+        for n, k, s, p, d, extra in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding)
+    ]
+    corner = _corner(padding)
+    if tuple(stride) == (1, 1):
+        corner = _flipped_corner(weight, corner, dilation)
+        return _gather(x, _flip(weight, groups), bias, None, size, stride, corner, dilation, groups)[0]
+    return _scatter(x, weight, bias, size, stride, corner, dilation, groups)
+
+
+def conv_transpose2d_backward(
+    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True
+):
+    """Gradients of <g, conv_transpose2d(x, weight)> = <conv2d(g, weight), x>: one gather gives both.
+
+    output_padding only adds pixels to g's far edges; x's size already says which windows there are.
+    """
+    partner, corner = x if need_weight else None, _corner(padding)
+    return _gather(g, weight, None, partner, x.shape[2:], stride, corner, dilation, groups, need_y=need_input)
+
+
+def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, need_y=True):
+    """Convolution y of x, and the gradient dweight of <partner, y> if a partner (shaped like y) is given.
+
+    size is y's (H, W); corner = (top, left) padding. The far padding follows from the size.
+    """
+    if winograd_pays(len(x), weight.shape, size, stride, dilation, groups):
+        return winograd(x, weight, bias, partner, size, corner, need_y)
+    x, partner = channels_last(x), None if partner is None else channels_last(partner)
+    (out_channels, c, kh, kw), (h, w) = weight.shape, size
+    o, taps = out_channels // groups, kh * kw * c
+    matrix = weight.reshape(groups, o, c, kh, kw).transpose(0, 3, 4, 2, 1).reshape(groups, taps, o)
+    y = np.empty((len(x), h, w, out_channels), x.dtype) if need_y else None
+    bias_row = None if bias is None else np.tile(bias, w)  # one long run adds faster than w short ones
+    pieces = chunks(len(x), h, w * kh * kw * x.shape[3] * x.itemsize, _CHUNK_BYTES, get_num_threads())
+
+    def run(start, stop):
+        dmatrix = np.zeros((groups, taps, o), x.dtype)
+        for chunk in pieces[start:stop]:
+            n0, n1, r0, r1 = chunk
+            columns = _columns(x, chunk, (kh, kw), w, stride, corner, dilation, groups)
+            if need_y:
+                rows = y[n0:n1, r0:r1]
+                np.matmul(columns, matrix, out=rows.reshape(-1, groups, o).swapaxes(0, 1))
+                if bias is not None:
+                    rows = rows.reshape(-1, w * out_channels)
+                    np.add(rows, bias_row, out=rows)
+            if partner is not None:
+                rows = partner[n0:n1, r0:r1].reshape(-1, groups, o).swapaxes(0, 1)
+                product = scratch("product", dmatrix.shape, x.dtype)
+                dmatrix += np.matmul(columns.swapaxes(1, 2), rows, out=product)
+        return dmatrix
+
+    parts = parallel(run, len(pieces))
+    y = to_nchw(y) if need_y else None
+    if partner is None:
+        return y, None
+    dmatrix = sum(parts)  # in the order of the threads: the same bits every time
+    dweight = dmatrix.reshape(groups, kh, kw, c, o).transpose(0, 4, 3, 1, 2).reshape(weight.shape)
+    return y, np.ascontiguousarray(dweight)
+
+
+def _columns(x, chunk, kernel, w, stride, corner, dilation, groups):
+    """The chunk's columns (groups, pixels, taps * channels of a group) of x (N, H, W, C)."""
+    (n0, n1, r0, r1), (kh, kw), (sh, sw), (dh, dw) = chunk, kernel, stride, dilation
+    n, rows, c = n1 - n0, r1 - r0, x.shape[3] // groups
+    unpadded = tuple(corner) == (0, 0) and r1 <= x.shape[1] and w == x.shape[2]
+    if kernel == (1, 1) and (sh, sw) == (1, 1) and unpadded:
+        return x[n0:n1, r0:r1].reshape(-1, groups, c).swapaxes(0, 1)  # x itself is the matrix
+
+    # The rectangle of x that the windows of these rows cover, with zeros outside x.
+    size = (rows - 1) * sh + (kh - 1) * dh + 1, (w - 1) * sw + (kw - 1) * dw + 1
+    rectangle = padded(x[n0:n1], (r0 * sh - corner[0], -corner[1]), size)
+    image, row, pixel, item = rectangle.strides
+    windows = as_strided(
+        rectangle,
+        (groups, n, rows, w, kh, kw, c),
+        (c * item, image, sh * row, sw * pixel, dh * row, dw * pixel, item),
+    )
+    pixels, taps = n * rows * w, kh * kw * c
+    if kw * c >= 8:
+        columns = scratch("columns", (groups, pixels, taps), x.dtype)
+        np.copyto(columns.reshape(windows.shape), windows)  # runs of kw * c numbers
+        return columns
+    columns = scratch("columns", (groups, taps, pixels), x.dtype)  # few channels: runs of w numbers
+    np.copyto(columns.reshape(groups, kh, kw, c, n, rows, w), windows.transpose(0, 4, 5, 6, 1, 2, 3))
+    return columns.swapaxes(1, 2)
+
+
+def _scatter(x, weight, bias, size, stride, corner, dilation, groups):
+    """Adjoint of _gather: pixel (h, w) of x times tap (i, j) goes to y[h sh + i dh - top, w sw + j dw - left].
+
+    size is y's (H, W). Taps as large as the stride tile y without overlap and are stored directly.
+    """
+    x = channels_last(x)
+    (count, h, w, channels), (_, o, kh, kw) = x.shape, weight.shape
+    c, taps = channels // groups, kh * kw * o
+    matrix = weight.reshape(groups, c, o, kh, kw).transpose(0, 1, 3, 4, 2).reshape(groups, c, taps)
+    y = np.empty((count, *size, groups * o), x.dtype)
+    row_bytes = w * taps * groups * x.itemsize
+    bias = np.zeros(groups * o, x.dtype) if bias is None else bias
+
+    def products(n0, n1, r0, r1):  # -> (images, rows, w, kh, kw, groups, o)
+        buffer = scratch("columns", (groups, (n1 - n0) * (r1 - r0) * w, taps), x.dtype)
+        np.matmul(x[n0:n1, r0:r1].reshape(-1, groups, c).swapaxes(0, 1), matrix, out=buffer)
+        return buffer.reshape(groups, n1 - n0, r1 - r0, w, kh, kw, o).transpose(1, 2, 3, 4, 5, 0, 6)
+
+    def tile(start, stop):
+        bias_taps = np.tile(bias, kw).reshape(kw, groups, o)
+        for n0, n1, r0, r1 in pieces[start:stop]:
+            tiles = y[n0:n1, r0 * kh : r1 * kh].reshape(n1 - n0, r1 - r0, kh, w, kw, groups, o)
+            np.add(products(n0, n1, r0, r1).swapaxes(2, 3), bias_taps, out=tiles)
+
+    def accumulate(start, stop):
+        y[start:stop] = bias
+        for n0, n1, r0, r1 in chunks(stop - start, h, row_bytes, _CHUNK_BYTES, 1):
+            n0, n1 = n0 + start, n1 + start
+            values, target = products(n0, n1, r0, r1), y[n0:n1].reshape(n1 - n0, *size, groups, o)
+            for i, j in np.ndindex(kh, kw):
+                source_rows, rows = _landing(i * dilation[0] - corner[0], stride[0], size[0], r0, r1)
+                source_pixels, pixels = _landing(j * dilation[1] - corner[1], stride[1], size[1], 0, w)
+                target[:, rows, pixels] += values[:, source_rows, source_pixels, i, j]
+
+    untouched = tuple(dilation) == (1, 1) and tuple(corner) == (0, 0) and tuple(size) == (h * kh, w * kw)
+    if tuple(stride) == (kh, kw) and untouched:
+        pieces = chunks(count, h, row_bytes, _CHUNK_BYTES, get_num_threads())
+        parallel(tile, len(pieces))
+    else:
+        parallel(accumulate, count)
+    return to_nchw(y)
+
+
+def _landing(offset, stride, size, start, stop):
+    """Slices of the k in [start, stop) with 0 <= k stride + offset < size, and of where they land."""
+    first = max(start, -(offset // stride))  # -(a // b) is ceil(-a / b)
+    last = max(first, min(stop, (size - 1 - offset) // stride + 1))
+    landed = slice(first * stride + offset, (last - 1) * stride + offset + 1, stride)
+    return slice(first - start, last - start), landed if last > first else slice(0)
+
+
+def _corner(padding):
+    return padding[0][0], padding[1][0]
+
+
+def _flip(weight, groups):
+    """(groups * o, c, kh, kw) -> (groups * c, o, kh, kw) with both taps reversed; its own inverse."""
+    out_channels, c, kh, kw = weight.shape
+    grouped = weight.reshape(groups, out_channels // groups, c, kh, kw)[..., ::-1, ::-1]
+    return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(-1, out_channels // groups, kh, kw)
+
+
+def _flipped_corner(weight, corner, dilation):
+    """Padding of the convolution with flipped taps that undoes the shifts of one with this corner."""
+    return [d * (k - 1) - p for k, d, p in zip(weight.shape[2:], dilation, corner)]

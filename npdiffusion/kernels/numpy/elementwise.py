@@ -1,0 +1,47 @@
+"""Sums and concatenation of large arrays, with the batch split over threads (both are bound by memory)."""
+
+import numpy as np
+
+from ...threads import parallel
+
+__all__ = ["add", "cat", "channel_sums"]
+
+LARGE = 1 << 16  # elements; below, starting a thread costs more than it brings
+
+
+def add(a, b, out=None):
+    """a + b with broadcasting, in the memory order of the inputs."""
+    if a.shape != b.shape or a.ndim < 2 or a.size < LARGE:
+        return np.add(a, b, out=out)
+    if out is None:
+        out = np.empty_like(b if a.strides[-1] == 0 else a, dtype=np.result_type(a, b))
+    parallel(lambda start, stop: np.add(a[start:stop], b[start:stop], out=out[start:stop]), len(a))
+    return out
+
+
+def cat(arrays, axis):
+    """The arrays one after the other along ``axis``; NCHW arrays come out in channels-last memory."""
+    if arrays[0].ndim != 4 or axis != 1 or sum(a.size for a in arrays) < LARGE:
+        return np.concatenate(arrays, axis)
+    n, _, h, w = arrays[0].shape
+    edges = np.cumsum([0] + [a.shape[1] for a in arrays]).tolist()
+    out = np.empty((n, h, w, edges[-1]), np.result_type(*arrays)).transpose(0, 3, 1, 2)
+
+    def copy(start, stop):
+        for a, first, last in zip(arrays, edges, edges[1:]):
+            out[start:stop, first:last] = a[start:stop]
+
+    parallel(copy, n)
+    return out
+
+
+def channel_sums(x):
+    """Σ x over samples and pixels: (N, C, H, W) -> (C,)."""
+    n, c, h, w = x.shape
+    x = x.transpose(0, 2, 3, 1)
+    if not x.flags.c_contiguous or n * h * w * c < LARGE:
+        return x.sum((0, 1, 2))
+    r = max(r for r in (1, 2, 4, 8, 16, 32) if h * w % r == 0)  # several pixels in one row: long inner loops
+    rows = x.reshape(n, -1, r * c)
+    parts = parallel(lambda start, stop: rows[start:stop].sum((0, 1)), n)
+    return sum(parts).reshape(r, c).sum(0)

@@ -1,0 +1,138 @@
+"""Group normalisation, alone or fused with SiLU: one pass over pieces of the batch that stay in cache."""
+
+import numpy as np
+
+from ...threads import parallel, scratch
+from .layout import channels_last, to_nchw
+
+__all__ = ["group_norm", "group_norm_backward"]
+
+PIECE = 1 << 18  # elements worked on at a time, so that they and the scratch buffers stay in cache
+ROW = 1024  # per-channel factors are repeated to about this length, since ufuncs want long inner loops
+
+
+def _rows(x):
+    """x (N, C, H, W) as (N, R, r·C): r pixels side by side."""
+    x = channels_last(x)
+    n, h, w, c = x.shape
+    pixels, r = h * w, 1
+    while pixels % (2 * r) == 0 and 2 * r * c <= ROW:
+        r *= 2
+    return x.reshape(n, pixels // r, r * c)
+
+
+def _repeat(factor, rows):
+    """Per-channel factors (n, C), repeated to multiply rows (n, R, r·C)."""
+    n, c = factor.shape
+    r = rows.shape[2] // c
+    return np.broadcast_to(factor[:, None], (n, r, c)).reshape(n, 1, r * c)
+
+
+def _channel_sums(rows, c):
+    """Sums over the pixels, (n, R, r·C) -> (n, C): a product with ones, since BLAS adds fastest."""
+    sums = np.ones((1, rows.shape[1]), rows.dtype) @ rows
+    return sums.reshape(len(rows), -1, c).sum(1)
+
+
+def _group_means(sums, groups, pixels):
+    """Sums per channel (n, C) -> means over each group, given to each of its channels (n, C)."""
+    n, c = sums.shape
+    means = sums.reshape(n, groups, -1).sum(2) / (pixels * (c // groups))
+    return means.repeat(c // groups, axis=1)
+
+
+def group_norm(x, groups, weight, bias, eps, silu=False):
+    """y = (x − μ)/√(σ² + eps)·weight + bias, and y·sigmoid(y) if ``silu``.
+
+    μ and σ² are the mean and the (biased) variance over the pixels and channels of one group of one sample.
+
+    Args:
+        x: (N, C, H, W); groups: number of groups, divides C.
+        weight, bias: (N or 1, C).
+
+    Returns y (N, C, H, W), and what backward needs besides x: μ and 1/√(σ² + eps), each (N, C).
+    """
+    n, c, h, w = x.shape
+    xs = _rows(x)
+    out = np.empty((n, h, w, c), x.dtype)
+    ys = out.reshape(xs.shape)
+    mean, rstd = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
+    weight, bias = np.broadcast_to(weight, (n, c)), np.broadcast_to(bias, (n, c))
+    step = max(1, PIECE // xs[0].size)
+
+    def moments(x, buffer):
+        mean = _group_means(_channel_sums(x, c), groups, h * w)
+        square = _group_means(_channel_sums(np.multiply(x, x, out=buffer), c), groups, h * w)
+        return mean, square - mean * mean
+
+    def run(start, stop):
+        for i in range(start, stop, step):
+            s = slice(i, min(i + step, stop))
+            y, buffer = ys[s], scratch("norm", xs[s].shape, x.dtype)
+            mu, var = moments(xs[s], buffer)
+            if (mu * mu > 1e3 * var).any():  # the difference would have lost digits: once more, centred
+                np.subtract(xs[s], _repeat(mu, y), out=y)
+                rest, var = moments(y, buffer)
+                mu += rest
+            mean[s], rstd[s] = mu, 1 / np.sqrt(var + eps)
+            scale = weight[s] * rstd[s]
+            shift = bias[s] - mu * scale
+            if silu:  # with half = y/2: silu(y) = y/(1 + exp(−y)) = half·(1 + tanh(half))
+                scale, shift = 0.5 * scale, 0.5 * shift
+            np.multiply(xs[s], _repeat(scale, y), out=y)
+            y += _repeat(shift, y)
+            if silu:
+                np.tanh(y, out=buffer)
+                buffer += 1
+                y *= buffer
+
+    parallel(run, n)
+    return to_nchw(out), mean, rstd
+
+
+def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False):
+    """Gradients of ``group_norm`` from g (N, C, H, W), the gradient of its result.
+
+    With x̂ = (x − μ)·rstd, d = g (times silu'(y) if ``silu``), sums over pixels and means over a group:
+    dweight = Σ d·x̂,   dbias = Σ d,   dx = rstd·(d·weight − mean(d·weight) − x̂·mean(d·weight·x̂)).
+    y is computed again, which is cheaper than keeping it.
+
+    Returns dx (N, C, H, W), dweight (N, C), dbias (N, C): the last two not yet summed over the batch.
+    """
+    n, c, h, w = x.shape
+    xs, gs = _rows(x), _rows(g)
+    out = np.empty((n, h, w, c), x.dtype)
+    dxs = out.reshape(xs.shape)
+    dweight, dbias = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
+    weight, bias = np.broadcast_to(weight, (n, c)), np.broadcast_to(bias, (n, c))
+    step = max(1, PIECE // xs[0].size)
+
+    def run(start, stop):
+        for i in range(start, stop, step):
+            s = slice(i, min(i + step, stop))
+            x, d, buffer = xs[s], dxs[s], scratch("norm", xs[s].shape, xs.dtype)
+            scale = weight[s] * rstd[s]
+            if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2
+                half, t = buffer, scratch("tanh", d.shape, d.dtype)
+                np.multiply(x, _repeat(0.5 * scale, d), out=half)
+                half += _repeat(0.5 * (bias[s] - mean[s] * scale), d)
+                np.tanh(half, out=t)
+                np.multiply(t, t, out=d)
+                np.subtract(1, d, out=d)
+                d *= half
+                d += t
+                d += 1
+                d *= gs[s]
+                d *= 0.5
+            else:
+                np.copyto(d, gs[s])
+            dbias[s] = _channel_sums(d, c)
+            dweight[s] = rstd[s] * (_channel_sums(np.multiply(d, x, out=buffer), c) - mean[s] * dbias[s])
+            along_x = rstd[s] * rstd[s] * _group_means(dweight[s] * weight[s], groups, h * w)
+            d *= _repeat(scale, d)
+            np.multiply(x, _repeat(along_x, d), out=buffer)
+            d -= buffer
+            d += _repeat(mean[s] * along_x - rstd[s] * _group_means(dbias[s] * weight[s], groups, h * w), d)
+
+    parallel(run, n)
+    return to_nchw(out), dweight, dbias

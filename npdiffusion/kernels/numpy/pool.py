@@ -1,0 +1,88 @@
+"""Pooling: a window is a few taps, and each tap over all windows at once is one strided view of the input."""
+
+import numpy as np
+
+from ...threads import parallel
+from .layout import channels_last, to_nchw
+
+__all__ = ["avg_pool2d", "avg_pool2d_backward", "max_pool2d", "max_pool2d_backward"]
+
+
+def _padded(x, out_size, kernel, stride, padding, dilation, value):
+    """x (N, H, W, C) with ``value`` around it: padding in front, and behind it what the last window needs."""
+    behind = [max(0, (o - 1) * s + d * (k - 1) + 1 - size - p)
+              for o, k, s, p, d, size in zip(out_size, kernel, stride, padding, dilation, x.shape[1:3])]
+    if not any(padding) and not any(behind):
+        return x
+    return np.pad(x, ((0, 0), (padding[0], behind[0]), (padding[1], behind[1]), (0, 0)), constant_values=value)
+
+
+def _taps(x, out_size, kernel, stride, dilation):
+    """For each place in the window: x's elements there, for all windows, as a view (N, H_out, W_out, C)."""
+    (sh, sw), (dh, dw) = stride, dilation
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            yield x[:, i * dh: i * dh + sh * (out_size[0] - 1) + 1: sh, j * dw: j * dw + sw * (out_size[1] - 1) + 1: sw]
+
+
+def max_pool2d(x, out_size, kernel, stride, padding, dilation):
+    """y[p] = max over the taps k of x[p·stride + k·dilation − padding]; x (N, C, H, W), outside it −∞.
+
+    Returns y (N, C, *out_size). NaN wins, as in PyTorch.
+    """
+    x = _padded(channels_last(x), out_size, kernel, stride, padding, dilation, -np.inf)
+    out = np.empty((len(x), *out_size, x.shape[3]), x.dtype)
+
+    def run(start, stop):
+        first, *others = _taps(x[start:stop], out_size, kernel, stride, dilation)
+        y = out[start:stop]
+        np.copyto(y, first)
+        for tap in others:
+            np.maximum(y, tap, out=y)
+
+    parallel(run, len(x))
+    return to_nchw(out)
+
+
+def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
+    """dx of ``max_pool2d``: each gradient goes to the first tap (row by row) that equals the maximum y.
+
+    A window whose maximum is NaN passes no gradient on.
+    """
+    size, out_size = x.shape[2:], y.shape[2:]
+    x, y, g = channels_last(x), channels_last(y), channels_last(g)
+    padded = _padded(x, out_size, kernel, stride, padding, dilation, -np.inf)
+    out = np.zeros(padded.shape, x.dtype)
+
+    def run(start, stop):
+        free = np.ones(y[start:stop].shape, bool)  # windows whose maximum was not yet found
+        taps = (_taps(a[start:stop], out_size, kernel, stride, dilation) for a in (padded, out))
+        for tap, dtap in zip(*taps):
+            hit = tap == y[start:stop]
+            hit &= free
+            free ^= hit
+            dtap += g[start:stop] * hit
+
+    parallel(run, len(x))
+    return to_nchw(out[:, padding[0]:padding[0] + size[0], padding[1]:padding[1] + size[1]])
+
+
+def avg_pool2d(x, out_size, kernel, stride, padding, counts):
+    """y[p] = Σ over the taps k of x[p·stride + k − padding] / counts[p]; x (N, C, H, W), outside it 0.
+
+    counts: (H_out, W_out), what each window's sum is divided by.
+    """
+    x = _padded(channels_last(x), out_size, kernel, stride, padding, (1, 1), 0)
+    out = sum(_taps(x, out_size, kernel, stride, (1, 1)))
+    return to_nchw(out / counts[:, :, None])
+
+
+def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
+    """dx of ``avg_pool2d`` for an input of spatial ``size``: each gradient spread over its window's taps."""
+    n, c, *out_size = g.shape
+    share = channels_last(g) / counts[:, :, None]
+    like = np.broadcast_to(np.zeros((), g.dtype), (n, *size, c))
+    out = np.zeros_like(_padded(like, out_size, kernel, stride, padding, (1, 1), 0), subok=False, order="C")
+    for tap in _taps(out, out_size, kernel, stride, (1, 1)):
+        tap += share
+    return to_nchw(out[:, padding[0]:padding[0] + size[0], padding[1]:padding[1] + size[1]])

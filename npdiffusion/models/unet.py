@@ -1,0 +1,183 @@
+"""One UNet for all jobs: denoising with time and class, segmentation without."""
+
+import math
+
+import numpy as np
+
+from .. import functional as F
+from .. import nn
+from ..backend import array_module
+from ..tensor import Tensor
+
+__all__ = ["UNet", "timestep_embedding"]
+
+GROUPS = 8  # of channels, in every group norm
+HEAD = 32  # channels of one attention head
+
+
+def timestep_embedding(t, dim, max_period=10000.0):
+    """Sinusoids of the time step: cos(t·ω_i), then sin(t·ω_i), with ω_i = max_period^(−i/(dim/2)).
+
+    t: (N,) integers -> (N, dim) float64; dim is even. Vaswani et al. 2017, sec. 3.5; Ho et al. 2020, app. B.
+    """
+    xp = array_module(t)
+    omega = xp.exp(xp.arange(dim // 2) * (-math.log(max_period) / (dim // 2)))
+    angle = t[:, None] * omega
+    return xp.concatenate([xp.cos(angle), xp.sin(angle)], axis=1)
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), where time and class scale and shift the second norm.
+
+    The conditioning is Dhariwal & Nichol 2021, eq. 3: norm(h)·(1 + scale) + shift, with scale and shift linear in
+    the embedding. The second convolution starts at 0, so that the block starts as its skip.
+    """
+
+    def __init__(self, in_channels, out_channels, embedding_dim=None, dropout=0.0):
+        self.norm1 = nn.GroupNorm(GROUPS, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(GROUPS, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        if embedding_dim:
+            self.embedding = nn.Linear(embedding_dim, 2 * out_channels)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.conv2.weight.data[...] = 0
+        self.conv2.bias.data[...] = 0
+
+    def forward(self, x, embedding=None):
+        h = self.conv1(F.group_norm_silu(x, GROUPS, self.norm1.weight, self.norm1.bias))
+        weight, bias = self.norm2.weight, self.norm2.bias
+        if embedding is not None:  # (norm·weight + bias)·(1 + scale) + shift is again one weight and one bias
+            scale, shift = self.embedding(embedding).reshape(len(x), 2, -1).permute(1, 0, 2)  # each [n, c]
+            weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
+        h = self.conv2(self.dropout(F.group_norm_silu(h, GROUPS, weight, bias)))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """x + out(attention(query, key, value of norm(x))) among all pixels, in heads of 32 channels
+    (Vaswani et al. 2017, sec. 3.2)."""
+
+    def __init__(self, channels):
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.query, self.key = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.value, self.out = nn.Linear(channels, channels), nn.Linear(channels, channels)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view: memory is channels-last
+        heads = (layer(pixels).reshape(n, h * w, c // HEAD, HEAD).permute(0, 2, 1, 3)
+                 for layer in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(*heads)  # [n, heads, pixels, 32]
+        y = self.out(y.permute(0, 2, 1, 3).reshape(n, h * w, c))
+        return x + y.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention if asked."""
+
+    def __init__(self, in_channels, channels, blocks, attention, embedding_dim, dropout):
+        self.blocks = nn.ModuleList(
+            ResBlock(channels if i else in_channels, channels, embedding_dim, dropout) for i in range(blocks))
+        self.attentions = nn.ModuleList(Attention(channels) if attention else nn.Identity() for _ in range(blocks))
+
+    def forward(self, x, embedding):
+        for block, attention in zip(self.blocks, self.attentions):
+            x = attention(block(x, embedding))
+        return x
+
+
+class UNet(nn.Module):
+    """Down by max pooling, up by transposed convolution, skips by concatenation (Ronneberger et al. 2015).
+
+    Args:
+        in_channels, out_channels: of the picture and of the result.
+        channels: one number for each resolution, from full size downwards; multiples of 8. The picture is halved
+            len(channels) − 1 times.
+        blocks: residual blocks for each resolution, on the way down and again on the way up.
+        attention: indices into ``channels`` where self-attention follows the blocks (multiples of 32 there).
+        time: whether the model takes the time step t (Ho et al. 2020: sinusoids → MLP → every block).
+        num_classes: number of classes K, or None. The model then takes labels 0 … K − 1, and K for "no class",
+            which classifier-free guidance needs (Ho & Salimans 2022).
+        dropout: probability in the blocks.
+
+    Called as ``unet(x, t, labels)`` with x a Tensor (N, in_channels, H, W), t integers (N,) or one integer, labels
+    integers (N,) or None (no class); returns a Tensor (N, out_channels, H, W). H and W must divide by
+    2^(len(channels) − 1). ``config`` holds the arguments: UNet(**config) builds the same network.
+    """
+
+    def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
+                 num_classes=None, dropout=0.0):
+        channels, attention = tuple(channels), tuple(attention)
+        self.config = dict(in_channels=in_channels, out_channels=out_channels, channels=channels, blocks=blocks,
+                           attention=attention, time=time, num_classes=num_classes, dropout=dropout)
+        if not channels or any(c % GROUPS for c in channels):
+            raise ValueError(f"UNet: channels must be multiples of {GROUPS}, got {channels}")
+        if any(not 0 <= i < len(channels) or channels[i] % HEAD for i in attention):
+            raise ValueError(f"UNet: attention lists levels 0 to {len(channels) - 1} whose channels divide by {HEAD}, "
+                             f"got {attention} with channels {channels}")
+        embedding_dim = 4 * channels[0] if time or num_classes is not None else None
+        self.num_classes, self.time = num_classes, time
+        if time:
+            self.time_mlp = nn.Sequential(nn.Linear(embedding_dim, embedding_dim), nn.SiLU(),
+                                          nn.Linear(embedding_dim, embedding_dim))
+        if num_classes is not None:
+            self.class_embedding = nn.Embedding(num_classes + 1, embedding_dim)
+
+        def level(i, inputs, count=blocks):
+            return Level(inputs, channels[i], count, i in attention, embedding_dim, dropout)
+
+        bottom = len(channels) - 1
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.down = nn.ModuleList(level(i, channels[max(i - 1, 0)]) for i in range(bottom))
+        self.middle = level(bottom, channels[max(bottom - 1, 0)], 2 * blocks)
+        self.up = nn.ModuleList(level(i, 2 * channels[i]) for i in range(bottom))
+        self.upsample = nn.ModuleList(nn.ConvTranspose2d(channels[i + 1], channels[i], 2, stride=2)
+                                      for i in range(bottom))
+        self.norm_out = nn.GroupNorm(GROUPS, channels[0])
+        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+        self.conv_out.weight.data[...] = 0
+        self.conv_out.bias.data[...] = 0
+
+    def forward(self, x, t=None, labels=None):
+        self._check(x, t, labels)
+        embedding = self._embedding(len(x), x.dtype, t, labels)
+        h, skips = self.conv_in(x), []
+        for level in self.down:
+            h = level(h, embedding)
+            skips.append(h)
+            h = F.max_pool2d(h, 2)
+        h = self.middle(h, embedding)
+        for level, upsample in reversed(list(zip(self.up, self.upsample))):
+            h = level(F.cat([upsample(h), skips.pop()], 1), embedding)
+        return self.conv_out(F.group_norm_silu(h, GROUPS, self.norm_out.weight, self.norm_out.bias))
+
+    def _embedding(self, n, dtype, t, labels):
+        """What the blocks are told of time and class: (N, 4·channels[0]), or None."""
+        embedding = None
+        if self.time:
+            t = np.broadcast_to(np.asarray(t), (n,)) if np.ndim(t) == 0 else t
+            width = self.time_mlp[0].in_features
+            embedding = self.time_mlp(Tensor(timestep_embedding(t, width).astype(dtype)))
+        if self.num_classes is not None:
+            labels = np.full(n, self.num_classes) if labels is None else labels
+            of_class = self.class_embedding(labels)
+            embedding = of_class if embedding is None else embedding + of_class
+        return None if embedding is None else F.silu(embedding)
+
+    def _check(self, x, t, labels):
+        config, factor = self.config, 2 ** len(self.down)
+        if x.ndim != 4 or x.shape[1] != config["in_channels"]:
+            raise ValueError(f"UNet expects an input of shape (N, {config['in_channels']}, H, W), got {x.shape}")
+        if x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(f"UNet with {len(self.down)} halvings expects sides that divide by {factor}, got "
+                             f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
+        if (t is not None) != bool(self.time):
+            raise ValueError("this UNet was built with time=True and needs t" if self.time else
+                             "this UNet was built with time=False and takes no t")
+        for name, value in (("t", t), ("labels", labels)):
+            if value is not None and (np.ndim(value) > 1 or np.ndim(value) and len(value) != len(x)):
+                raise ValueError(f"UNet expects {name} of shape ({len(x)},), got {np.shape(value)}")
+        if labels is not None and self.num_classes is None:
+            raise ValueError("this UNet was built without num_classes and takes no labels")

@@ -1,0 +1,181 @@
+"""Layers: an op, its parameters, and their default initialisation (PyTorch's)."""
+
+import math
+
+import numpy as np
+
+from .. import functional as F
+from ..backend import default_generator
+from .module import Module, Parameter
+
+__all__ = ["AvgPool2d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "Flatten", "GELU", "GroupNorm", "Identity",
+           "LayerNorm", "Linear", "MaxPool2d", "ReLU", "Sigmoid", "SiLU", "Softplus", "Tanh", "Upsample"]
+
+
+def _uniform(shape, fan_in):
+    """U(−1/√fan_in, 1/√fan_in), PyTorch's default (He et al. 2015 with a = √5)."""
+    bound = 1 / math.sqrt(fan_in)
+    return Parameter(default_generator().uniform(-bound, bound, shape).astype(np.float32))
+
+
+class Linear(Module):
+    """y = x·Wᵀ + b; weight (out_features, in_features), bias (out_features,). See ``functional.linear``."""
+
+    def __init__(self, in_features, out_features, bias=True):
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = _uniform((out_features, in_features), in_features)
+        self.bias = _uniform((out_features,), in_features) if bias else None
+
+    def forward(self, input):
+        return F.linear(input, self.weight, self.bias)
+
+
+class Conv2d(Module):
+    """See ``functional.conv2d``; weight (out_channels, in_channels/groups, kh, kw), bias (out_channels,)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"Conv2d: groups={groups} must divide in_channels={in_channels} and "
+                             f"out_channels={out_channels}")
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        shape = out_channels, in_channels // groups, *self.kernel_size
+        self.weight = _uniform(shape, math.prod(shape[1:]))
+        self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
+
+    def forward(self, input):
+        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class ConvTranspose2d(Module):
+    """See ``functional.conv_transpose2d``; weight (in_channels, out_channels/groups, kh, kw)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, output_padding=0, groups=1,
+                 bias=True, dilation=1):
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"ConvTranspose2d: groups={groups} must divide in_channels={in_channels} and "
+                             f"out_channels={out_channels}")
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
+        self.stride, self.padding, self.output_padding = stride, padding, output_padding
+        self.groups, self.dilation = groups, dilation
+        shape = in_channels, out_channels // groups, *self.kernel_size
+        self.weight = _uniform(shape, math.prod(shape[1:]))
+        self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
+
+    def forward(self, input):
+        return F.conv_transpose2d(input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
+                                  self.groups, self.dilation)
+
+
+class MaxPool2d(Module):
+    """See ``functional.max_pool2d``."""
+
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.dilation, self.ceil_mode = dilation, ceil_mode
+
+    def forward(self, input):
+        return F.max_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+
+class AvgPool2d(Module):
+    """See ``functional.avg_pool2d``."""
+
+    def __init__(self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
+
+    def forward(self, input):
+        return F.avg_pool2d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
+
+
+class Upsample(Module):
+    """See ``functional.interpolate``."""
+
+    def __init__(self, size=None, scale_factor=None, mode="nearest"):
+        self.size, self.scale_factor, self.mode = size, scale_factor, mode
+
+    def forward(self, input):
+        return F.interpolate(input, self.size, self.scale_factor, self.mode)
+
+
+class GroupNorm(Module):
+    """See ``functional.group_norm``; weight and bias (num_channels,) start at 1 and 0."""
+
+    def __init__(self, num_groups, num_channels, eps=1e-5, affine=True):
+        if num_channels % num_groups:
+            raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.weight = Parameter(np.ones(num_channels, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(num_channels, np.float32)) if affine else None
+
+    def forward(self, input):
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class LayerNorm(Module):
+    """See ``functional.layer_norm``; weight and bias of shape ``normalized_shape`` start at 1 and 0."""
+
+    def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True):
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape, self.eps = shape, eps
+        self.weight = Parameter(np.ones(shape, np.float32)) if elementwise_affine else None
+        self.bias = Parameter(np.zeros(shape, np.float32)) if elementwise_affine else None
+
+    def forward(self, input):
+        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Embedding(Module):
+    """See ``functional.embedding``; weight (num_embeddings, embedding_dim) starts as N(0, 1)."""
+
+    def __init__(self, num_embeddings, embedding_dim):
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.weight = Parameter(default_generator().standard_normal((num_embeddings, embedding_dim), np.float32))
+
+    def forward(self, input):
+        return F.embedding(input, self.weight)
+
+
+class Dropout(Module):
+    """See ``functional.dropout``; drops in training mode only."""
+
+    def __init__(self, p=0.5):
+        self.p = p
+
+    def forward(self, input):
+        return F.dropout(input, self.p, self.training)
+
+
+class Flatten(Module):
+    """See ``functional.flatten``; keeps the batch axis by default."""
+
+    def __init__(self, start_dim=1, end_dim=-1):
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, input):
+        return F.flatten(input, self.start_dim, self.end_dim)
+
+
+class Identity(Module):
+    """Returns its input."""
+
+    def forward(self, input):
+        return input
+
+
+def _activation(name, op):
+    return type(name, (Module,), {"__doc__": f"See ``functional.{op.__name__}``.", "__module__": __name__,
+                                  "forward": lambda self, input: op(input)})
+
+
+ReLU = _activation("ReLU", F.relu)
+SiLU = _activation("SiLU", F.silu)
+GELU = _activation("GELU", F.gelu)
+Sigmoid = _activation("Sigmoid", F.sigmoid)
+Tanh = _activation("Tanh", F.tanh)
+Softplus = _activation("Softplus", F.softplus)
+
+
+def _pair(size):
+    return (size, size) if isinstance(size, int) else tuple(size)

@@ -1,0 +1,146 @@
+"""Modules: parameters by name, and containers of modules."""
+
+import numpy as np
+
+from ..backend import to_device
+from ..tensor import Tensor
+
+__all__ = ["Module", "ModuleList", "Parameter", "Sequential"]
+
+
+class Parameter(Tensor):
+    """A Tensor that a Module lists among its parameters; it requires gradients."""
+
+    __slots__ = ()
+
+    def __init__(self, data, requires_grad=True):
+        super().__init__(data, requires_grad)
+
+
+class Module:
+    """Base class: parameters and modules set as attributes are found by name; calling it runs ``forward``."""
+
+    training = True
+
+    def forward(self, *args, **kwargs):
+        raise NotImplementedError(f"{type(self).__name__} has no forward()")
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+    def named_children(self):
+        """(name, module) of the modules directly in this one, in the order they were set."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def modules(self):
+        """This module and all below it."""
+        yield self
+        for _, child in self.named_children():
+            yield from child.modules()
+
+    def named_parameters(self, prefix=""):
+        """(dotted name, Parameter) of everything that is trained here and below."""
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+        for name, child in self.named_children():
+            yield from child.named_parameters(f"{prefix}{name}.")
+
+    def parameters(self):
+        """The Parameters, in the order of ``named_parameters``."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def zero_grad(self):
+        """Forget the gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def train(self, mode=True):
+        """Training mode (dropout drops) for this module and all below it; returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self):
+        """Evaluation mode; returns self."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad=True):
+        """Freeze (False) or train (True) all parameters; returns self."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def to(self, target):
+        """Parameters moved to a device ("cpu") or converted to a floating dtype, in place; returns self."""
+        on_device = isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda")
+        for parameter in self.parameters():
+            parameter.data = to_device(parameter.data, target) if on_device else parameter.data.astype(target)
+            parameter.grad = None
+        return self
+
+    def state_dict(self):
+        """{dotted name: array} of all parameters. The arrays are the parameters' own: copy what you keep."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state_dict, strict=True):
+        """Copy arrays (or anything NumPy takes for one, such as PyTorch CPU tensors) into the parameters.
+
+        Raises:
+            KeyError: names are missing or unexpected (with ``strict``).
+            ValueError: a shape differs. Nothing is loaded if anything is wrong.
+        """
+        own = dict(self.named_parameters())
+        missing, unexpected = [k for k in own if k not in state_dict], [k for k in state_dict if k not in own]
+        if strict and (missing or unexpected):
+            raise KeyError(f"state_dict does not fit {type(self).__name__}: missing {missing}, unexpected {unexpected}")
+        arrays = {name: np.asarray(state_dict[name]) for name in own if name in state_dict}
+        wrong = [f"{name}: expected {own[name].shape}, got {a.shape}" for name, a in arrays.items()
+                 if a.shape != own[name].shape]
+        if wrong:
+            raise ValueError(f"state_dict does not fit {type(self).__name__}: " + "; ".join(wrong))
+        for name, array in arrays.items():
+            own[name].data[...] = array
+
+    def __repr__(self):
+        inside = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children())
+        return f"{type(self).__name__}({self.extra_repr()}{inside}" + ("\n)" if inside else ")")
+
+    def extra_repr(self):
+        """What ``repr`` says of this module's own settings."""
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self).items()
+                         if isinstance(value, (bool, int, float, str, tuple)) and name != "training")
+
+
+class ModuleList(Module):
+    """A list of modules, named "0", "1", ..."""
+
+    def __init__(self, modules=()):
+        for module in modules:
+            self.append(module)
+
+    def append(self, module):
+        """Add a module at the end; returns self."""
+        setattr(self, str(len(self)), module)
+        return self
+
+    def __len__(self):
+        return sum(1 for _ in self.named_children())
+
+    def __iter__(self):
+        return (child for _, child in self.named_children())
+
+    def __getitem__(self, index):
+        return list(self)[index]
+
+
+class Sequential(ModuleList):
+    """Modules one after the other: Sequential(a, b)(x) = b(a(x))."""
+
+    def __init__(self, *modules):
+        super().__init__(modules)
+
+    def forward(self, input):
+        for module in self:
+            input = module(input)
+        return input

@@ -1,0 +1,165 @@
+"""Optimisers, gradient clipping, learning-rate schedules, and the moving average of weights."""
+
+import math
+
+import numpy as np
+
+from .backend import array_module
+
+__all__ = ["Adam", "AdamW", "EMA", "SGD", "clip_grad_norm_", "warmup_cosine"]
+
+
+class Optimizer:
+    """Base class: parameters, a learning rate ``lr`` that may be set at any time, and state for checkpoints."""
+
+    buffers = ()  # names of the lists of arrays that a subclass keeps, one array for each parameter
+
+    def __init__(self, parameters, lr):
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ValueError(f"{type(self).__name__} got no parameters")
+        if not lr >= 0:
+            raise ValueError(f"{type(self).__name__} expects a learning rate >= 0, got {lr!r}")
+        self.lr, self.steps = lr, 0
+        for name in self.buffers:
+            setattr(self, name, [array_module(p.data).zeros_like(p.data) for p in self.parameters])
+
+    def zero_grad(self):
+        """Forget the gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def step(self):
+        """Move every parameter that has a gradient."""
+        self.steps += 1
+        for i, p in enumerate(self.parameters):
+            if p.grad is not None:
+                self.update(i, p.data, p.grad)
+
+    def state_dict(self):
+        """{name: array or number} to go on from; the arrays are the optimiser's own."""
+        arrays = {f"{name}.{i}": a for name in self.buffers for i, a in enumerate(getattr(self, name))}
+        return {"steps": self.steps, "lr": self.lr, **arrays}
+
+    def load_state_dict(self, state):
+        """Take over what ``state_dict`` gave; KeyError or ValueError if it is of other parameters."""
+        own = self.state_dict()
+        if set(own) != set(state):
+            raise KeyError(f"optimiser state does not fit: missing {sorted(set(own) - set(state))}, "
+                           f"unexpected {sorted(set(state) - set(own))}")
+        for name, a in own.items():
+            if np.shape(a) != np.shape(state[name]):
+                raise ValueError(f"optimiser state {name}: expected shape {np.shape(a)}, got {np.shape(state[name])}")
+        self.steps, self.lr = int(state["steps"]), float(state["lr"])
+        for name in self.buffers:
+            for i, a in enumerate(getattr(self, name)):
+                a[...] = state[f"{name}.{i}"]
+
+
+class SGD(Optimizer):
+    """v ← μ·v + (g + λ·w) (v = g + λ·w at first), w ← w − lr·v; μ momentum, λ weight decay (Sutskever et al. 2013)."""
+
+    buffers = ("velocity",)
+
+    def __init__(self, parameters, lr, momentum=0.0, weight_decay=0.0):
+        super().__init__(parameters, lr)
+        self.momentum, self.weight_decay = momentum, weight_decay
+
+    def update(self, i, w, g):
+        if self.weight_decay:
+            g = g + self.weight_decay * w
+        if self.momentum:
+            v = self.velocity[i]
+            v *= self.momentum
+            v += g
+            g = v
+        w -= self.lr * g
+
+
+class Adam(Optimizer):
+    """m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², w ← w − lr·m̂/(√v̂ + ε) (Kingma & Ba 2015, alg. 1).
+
+    m̂ = m/(1 − β₁^k) and v̂ = v/(1 − β₂^k) at step k. weight_decay λ adds λ·w to g.
+    """
+
+    buffers = ("m", "v")
+    decoupled = False
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__(parameters, lr)
+        if not all(0 <= b < 1 for b in betas):
+            raise ValueError(f"{type(self).__name__} expects betas in [0, 1), got {betas!r}")
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def update(self, i, w, g):
+        m, v, (beta1, beta2) = self.m[i], self.v[i], self.betas
+        if self.weight_decay and self.decoupled:
+            w *= 1 - self.lr * self.weight_decay
+        elif self.weight_decay:
+            g = g + self.weight_decay * w
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        root = array_module(v).sqrt(v)
+        root *= 1 / math.sqrt(1 - beta2 ** self.steps)
+        root += self.eps
+        w -= (self.lr / (1 - beta1 ** self.steps)) * m / root
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: w ← (1 − lr·λ)·w before the step (Loshchilov & Hutter 2019, alg. 2)."""
+
+    decoupled = True
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+        super().__init__(parameters, lr, betas, eps, weight_decay)
+
+
+def clip_grad_norm_(parameters, max_norm):
+    """Scale all gradients by max_norm/‖g‖ if their joint norm ‖g‖ is larger (Pascanu et al. 2013); returns ‖g‖."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return 0.0
+    squares = sum((array_module(g).vdot(g, g) for g in grads), 0.0)
+    norm = math.sqrt(float(squares))
+    if norm > max_norm:
+        for g in grads:
+            g *= max_norm / (norm + 1e-6)
+    return norm
+
+
+def warmup_cosine(step, total_steps, warmup_steps=0, final=0.0):
+    """Factor on the learning rate at ``step`` (0, 1, ...): rises to 1 over ``warmup_steps``, then falls to ``final``
+    at ``total_steps`` along half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class EMA:
+    """Exponential moving average of a module's parameters: s ← d·s + (1 − d)·w after every step.
+
+    The decay warms up, d = min(decay, (1 + k)/(10 + k)) at update k, so that the start is soon forgotten.
+    ``weights`` is a state_dict of the averages; ``swap()`` exchanges them with the module's parameters.
+    """
+
+    def __init__(self, module, decay=0.999):
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA expects a decay in [0, 1), got {decay!r}")
+        self.module, self.decay, self.updates = module, decay, 0
+        self.weights = {name: a.copy(order="K") for name, a in module.state_dict().items()}
+
+    def update(self):
+        """Take the parameters' present values into the average."""
+        self.updates += 1
+        d = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, w in self.module.state_dict().items():
+            s = self.weights[name]
+            s += (1 - d) * (w - s)
+
+    def swap(self):
+        """Exchange averages and parameters; call again to change back."""
+        for name, w in self.module.state_dict().items():
+            self.weights[name][...], w[...] = w.copy(), self.weights[name].copy()

@@ -1,0 +1,274 @@
+"""The autograd engine: a Tensor, the node that made it, and the walk back through the nodes.
+
+An op computes its result with plain arrays and calls ``record`` with a closure that turns the
+gradient of the result into the gradients of its inputs. That closure is all the engine knows of it::
+
+    def exp(input):
+        y = np.exp(input.data)
+        return record(y, "exp", (input,), lambda g: (g * y,))
+"""
+
+from contextlib import ContextDecorator
+
+import numpy as np
+
+from .backend import array_module, kernels, to_device
+
+__all__ = ["Tensor", "graph", "no_grad", "record"]
+
+_recording = True
+
+
+class no_grad(ContextDecorator):
+    """Context manager and decorator: ops inside record no graph, so their inputs can be freed at once."""
+
+    def __enter__(self):
+        global _recording
+        self.outer, _recording = _recording, False
+
+    def __exit__(self, *exc):
+        global _recording
+        _recording = self.outer
+
+    def _recreate_cm(self):  # as a decorator: a fresh instance for every call, so that calls can nest
+        return no_grad()
+
+
+class Node:
+    """One recorded op: edges to what its inputs came from, and the closure for their gradients.
+
+    An edge is another Node, a leaf Tensor, or None where no gradient is wanted. A node does not hold
+    its own result: only what the closure needs stays in memory.
+    """
+
+    __slots__ = ("name", "edges", "backward", "shape", "dtype")
+
+    def __init__(self, name, edges, backward, shape, dtype):
+        self.name, self.edges, self.backward, self.shape, self.dtype = name, edges, backward, shape, dtype
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Args:
+        data: array, Tensor, number or nested list. Arrays are not copied and keep their dtype (float32,
+            float64, integers or bool); Python floats become float32, as in PyTorch.
+        requires_grad: whether ``backward`` shall leave d(result)/d(this) in ``.grad``.
+
+    Attributes: ``data`` the array; ``grad`` an array of the same shape and dtype, or None;
+    ``requires_grad``; ``shape``, ``ndim``, ``dtype``, ``device``.
+    """
+
+    __slots__ = ("data", "grad", "requires_grad", "node", "__weakref__")
+    __array_ufunc__ = None  # ndarray * Tensor asks the Tensor, not NumPy
+
+    def __init__(self, data, requires_grad=False):
+        if isinstance(data, Tensor):
+            data = data.data
+        elif isinstance(data, (bool, int, float, list, tuple)):
+            data = np.asarray(data)
+            if data.dtype == np.float64:
+                data = data.astype(np.float32)
+        elif isinstance(data, np.generic):
+            data = np.asarray(data)
+        array_module(data)
+        if data.dtype.kind not in "fiub" or data.dtype.itemsize > 8 or data.dtype == np.float16:
+            raise TypeError(f"a Tensor holds float32, float64, integers or bool, not {data.dtype}; use .astype first")
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"only floating-point Tensors can require gradients, not {data.dtype}")
+        self.data, self.grad, self.requires_grad, self.node = data, None, requires_grad, None
+
+    shape = property(lambda self: self.data.shape)
+    ndim = property(lambda self: self.data.ndim)
+    dtype = property(lambda self: self.data.dtype)
+    device = property(lambda self: "cpu")
+    is_leaf = property(lambda self: self.node is None)
+
+    def __repr__(self):
+        grad = f", grad_fn={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({np.array2string(self.data, separator=', ', threshold=50)}, dtype={self.dtype}{grad})"
+
+    def __len__(self):
+        if not self.ndim:
+            raise TypeError("a 0-d Tensor has no length")
+        return self.shape[0]
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    __hash__ = object.__hash__  # == compares element by element; a set or dict key is the object itself
+
+    def __bool__(self):
+        return bool(self.item())
+
+    def __float__(self):
+        return float(self.item())
+
+    def __int__(self):
+        return int(self.item())
+
+    def size(self, dim=None):
+        """The shape, or its entry ``dim``."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self):
+        """Number of elements."""
+        return self.data.size
+
+    def item(self):
+        """The only element, as a Python number; ValueError if there are more."""
+        if self.data.size != 1:
+            raise ValueError(f"item() needs a Tensor of one element, this one has shape {self.shape}")
+        return self.data.item()
+
+    def detach(self):
+        """The same array, outside the graph."""
+        return Tensor(self.data)
+
+    def numpy(self):
+        """The array itself (not a copy); RuntimeError if the Tensor is part of a graph: detach() it first."""
+        if self.requires_grad:
+            raise RuntimeError("this Tensor requires gradients; call .detach().numpy()")
+        return self.data
+
+    def backward(self, grad=None):
+        """Add d(self)/d(leaf) · grad to ``.grad`` of every leaf that requires it, and free the graph.
+
+        Reverse-mode differentiation (Griewank & Walther 2008, ch. 3): nodes are visited in reverse
+        topological order, so each one runs once, when its whole gradient is known.
+
+        Args:
+            grad: array or Tensor of this Tensor's shape and dtype; may be left out for one element (then 1).
+
+        Raises:
+            RuntimeError: nothing here requires gradients, or the graph was freed by an earlier backward.
+            ValueError, TypeError: ``grad`` is missing, or of another shape or dtype.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward() on a Tensor that does not require gradients: set requires_grad=True "
+                               "on an input, and compute outside no_grad()")
+        if grad is None:
+            if self.data.size != 1:
+                raise ValueError(f"backward() without a gradient needs one element, this Tensor has shape "
+                                 f"{self.shape}: pass grad, or reduce with sum() or mean() first")
+            grad = array_module(self.data).ones_like(self.data)
+        grad = grad.data if isinstance(grad, Tensor) else grad
+        array_module(grad)
+        if grad.shape != self.shape:
+            raise ValueError(f"backward() expects a gradient of shape {self.shape}, got {grad.shape}")
+        if grad.dtype != self.dtype:
+            raise TypeError(f"backward() expects a gradient of dtype {self.dtype}, got {grad.dtype}")
+        if self.node is None:
+            return _add_to_leaf(self, grad)
+
+        order = _topological_order(self.node)
+        grads = {self.node: (grad, False)}  # node -> (gradient so far, do we own that buffer?)
+        while order:
+            node = order.pop()
+            arriving, _ = grads.pop(node, (None, False))
+            edges, backward = node.edges, node.backward
+            node.edges, node.backward = (), None  # frees the closure's arrays after this turn
+            if arriving is None:
+                continue
+            for edge, g in zip(edges, backward(arriving)):
+                if edge is None or g is None:
+                    continue
+                g = _fitted(g, edge, node)
+                if isinstance(edge, Tensor):
+                    _add_to_leaf(edge, g)
+                elif edge not in grads:
+                    grads[edge] = g, False  # may be a view, or shared with another edge: never written to
+                else:
+                    total, owned = grads[edge]
+                    grads[edge] = kernels(g).add(total, g, out=total if owned else None), True
+
+    def to(self, target):
+        """This Tensor on a device ("cpu") or, given a dtype, converted to it."""
+        if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
+            return self if target == self.device else record(
+                to_device(self.data, target), "to", (self,), lambda g: (to_device(g, "cpu"),))
+        dtype, own = np.dtype(target), self.dtype
+        return self if dtype == own else record(
+            self.data.astype(dtype), "to", (self,), lambda g: (g.astype(own),))
+
+    def float(self):
+        """Converted to float32."""
+        return self.to("float32")
+
+    def double(self):
+        """Converted to float64."""
+        return self.to("float64")
+
+
+def _fitted(g, edge, node):
+    """g in the shape and dtype of the input it belongs to: summed over axes that broadcasting added or stretched."""
+    if g.shape != edge.shape:
+        added = g.ndim - len(edge.shape)
+        stretched = tuple(i + added for i, size in enumerate(edge.shape) if size == 1)
+        if added < 0 or any(g.shape[i + added] != size != 1 for i, size in enumerate(edge.shape)):
+            raise RuntimeError(f"the backward of {node.name} made a gradient of shape {g.shape} "
+                               f"for an input of shape {edge.shape}")
+        g = g.sum(tuple(range(added)) + stretched, keepdims=True).reshape(edge.shape)
+    return g if g.dtype == edge.dtype else g.astype(edge.dtype)
+
+
+def _add_to_leaf(leaf, g):
+    # a copy the first time and a new sum later: g may be a view, or the array of somebody else's .grad
+    xp = array_module(leaf.data)
+    leaf.grad = xp.array(g, order="K") if leaf.grad is None else xp.asarray(leaf.grad + g)
+
+
+def _topological_order(root):
+    """Nodes below ``root``, each after the nodes it depends on (depth first, with a stack of our own:
+    a chain of 100,000 ops must not meet Python's recursion limit)."""
+    order, seen, stack = [], {root}, [(root, iter(root.edges))]
+    while stack:
+        node, edges = stack[-1]
+        if node.backward is None:
+            raise RuntimeError("this graph was already freed by backward(); compute the result again")
+        for edge in edges:
+            if isinstance(edge, Node) and edge not in seen:
+                seen.add(edge)
+                stack.append((edge, iter(edge.edges)))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    return order
+
+
+def record(data, name, inputs, backward):
+    """A Tensor of ``data``, the result of an op, and its place in the graph.
+
+    Args:
+        data: the result's array.
+        name: the op's name, for ``graph`` and error messages.
+        inputs: the Tensors it was computed from.
+        backward: function of the result's gradient; returns one gradient (or None) for each input. Where an input
+            was broadcast the engine sums over the added axes. The function should hold on to arrays, not Tensors,
+            and to no more of them than it needs.
+    """
+    out = Tensor(data)
+    if _recording and data.dtype.kind == "f" and any(x.requires_grad for x in inputs):
+        edges = tuple((x.node or x) if x.requires_grad else None for x in inputs)
+        out.requires_grad, out.node = True, Node(name, edges, backward, data.shape, data.dtype)
+    return out
+
+
+def graph(tensor):
+    """The graph behind ``tensor`` as DOT text, inputs on top (see it with ``dot -Tsvg``)."""
+    def label(x):
+        return f"{getattr(x, 'name', 'leaf')}\\n{'×'.join(map(str, x.shape)) or 'scalar'}"
+
+    lines, seen, stack = ["digraph {", "  node [shape=box, fontname=monospace]"], set(), [tensor.node or tensor]
+    while stack:
+        x = stack.pop()
+        if x in seen:
+            continue
+        seen.add(x)
+        style = "" if isinstance(x, Node) else ", style=rounded"
+        lines.append(f'  n{id(x)} [label="{label(x)}"{style}]')
+        for edge in (e for e in getattr(x, "edges", ()) if e is not None):
+            lines.append(f"  n{id(edge)} -> n{id(x)}")
+            stack.append(edge)
+    return "\n".join(lines + ["}"])
