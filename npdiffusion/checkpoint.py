@@ -1,0 +1,127 @@
+"""Checkpoints: named arrays and JSON-able metadata in one safetensors file.
+
+Nothing is ever pickled, so opening a stranger's file runs none of the stranger's code. Any safetensors
+reader can open the files; the metadata is JSON text under the header's "npdiffusion" key.
+"""
+
+import json
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from npdiffusion.files import atomic_write
+
+__all__ = ["load_file", "load_weights", "save_file", "save_weights"]
+
+
+def save_file(path, tensors, metadata=None):
+    """Write named arrays, and metadata beside them, to ``path``: all of it or nothing.
+
+    Args:
+        path: the file; by custom its name ends in ``.safetensors``.
+        tensors: dict of name -> NumPy array (boolean, integer, floating or complex64). Values, shapes
+            and dtypes come back as they were; the memory order comes back as C order.
+        metadata: dict of what JSON can hold: string keys, and lists, dicts, strings, booleans, None and
+            numbers, integers of any size among them (``bit_generator.state`` of ``np.random.default_rng``
+            is such a dict). Tuples come back as lists.
+
+    Raises:
+        TypeError: a value is not such an array, or the metadata does not fit into JSON.
+        ValueError: an array is called "__metadata__", a name that the file format keeps for itself.
+        OSError: the file cannot be written (full disk, no permission); an older file stays as it was.
+    """
+    if "__metadata__" in tensors:
+        raise ValueError(f"{path}: '__metadata__' cannot be an array's name in a safetensors file: rename it")
+    for name, array in tensors.items():
+        if not isinstance(array, (np.ndarray, np.generic)):  # NumPy's scalars come back as 0-d arrays
+            raise TypeError(f"{path}: {name!r} must be a NumPy array, got {type(array).__name__} "
+                            "(plain numbers, strings and lists belong in metadata)")
+    try:
+        text = json.dumps({} if metadata is None else metadata)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{path}: the metadata must be what JSON can hold: {error}") from error
+    # safetensors writes memory as it lies: arrays that show NCHW over channels-last memory would be
+    # scrambled. (np.ascontiguousarray would also put them in order, but makes 0-d arrays 1-d.)
+    ordered = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    try:
+        data = safetensors.save(ordered, {"npdiffusion": text})
+    except SafetensorError as error:
+        raise TypeError(f"{path}: {error}") from error
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def load_file(path):
+    """Read what :func:`save_file` wrote; returns (tensors, metadata).
+
+    Files of other programs load too, with empty metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is cut short, damaged, or no safetensors file at all.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no checkpoint at {path}: check the name, or save one first") from error
+    try:
+        tensors = safetensors.load(data)
+        header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+        metadata = json.loads(header.get("__metadata__", {}).get("npdiffusion", "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short, damaged, or not a safetensors file ({error}): "
+                         "download or save it again") from error
+    except KeyError as error:
+        raise ValueError(f"{path} holds arrays of type {error}, which NumPy does not have: "
+                         "convert them to F32 or F16") from error
+    except ValueError as error:
+        raise ValueError(f"{path} has damaged metadata ({error}): download or save it again") from error
+    return tensors, metadata
+
+
+def save_weights(path, state_dict, config, dtype=None):
+    """Write a model's weights with the configuration that its class is built from.
+
+    Args:
+        path: the file, see :func:`save_file`.
+        state_dict: dict of name -> NumPy array.
+        config: JSON-able dict of the architecture's arguments, as in ``UNet(**config)``.
+        dtype: None stores arrays as they are; "float16" stores the floating ones in half the space
+            (11 significant bits), and they come back as float32.
+
+    Raises:
+        ValueError: another dtype, or a weight beyond float16's range (65504).
+        TypeError, OSError: as :func:`save_file`.
+    """
+    if dtype not in (None, "float16"):
+        raise ValueError(f"dtype must be None or 'float16', got {dtype!r}")
+    if dtype == "float16":
+        state_dict = {name: _halve(path, name, array) for name, array in state_dict.items()}
+    save_file(path, state_dict, {"config": config})
+
+
+def load_weights(path):
+    """Read what :func:`save_weights` wrote; returns (state_dict, config).
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_file`, or the file holds no configuration.
+    """
+    tensors, metadata = load_file(path)
+    if "config" not in metadata:
+        raise ValueError(f"{path} holds no model configuration: it was not written by save_weights "
+                         f"(load_file reads its {len(tensors)} arrays)")
+    widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array
+               for name, array in tensors.items()}
+    return widened, metadata["config"]
+
+
+def _halve(path, name, array):
+    if not (isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)):
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if not np.array_equal(np.isfinite(half), np.isfinite(array)):
+        raise ValueError(f"{path}: {name!r} holds values beyond float16's 65504: save with dtype=None")
+    return half

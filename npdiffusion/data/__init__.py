@@ -1,0 +1,25 @@
+"""Digits to train on, and pictures to read and write. Everything here is plain NumPy arrays."""
+
+from npdiffusion.data.download import DataNotFoundError
+from npdiffusion.data.mnist import MNIST, Dataset
+from npdiffusion.data.pictures import load_picture, save_png
+from npdiffusion.data.synthetic import SyntheticDigits, draw_digits
+
+__all__ = ["DataNotFoundError", "Dataset", "MNIST", "SyntheticDigits", "draw_digits", "load_digits",
+           "load_picture", "save_png"]
+
+
+def load_digits(name, split="train"):
+    """The digits behind ``--data``: "mnist" (:class:`MNIST`) or "synthetic" (:class:`SyntheticDigits`).
+
+    Raises:
+        DataNotFoundError: MNIST is not on this machine and cannot be downloaded.
+        ValueError: another name, or a split that is neither "train" nor "test".
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if name == "mnist":
+        return MNIST(split)
+    if name == "synthetic":
+        return SyntheticDigits(60000, seed=0) if split == "train" else SyntheticDigits(10000, seed=1)
+    raise ValueError(f"data must be 'mnist' or 'synthetic', got {name!r}")

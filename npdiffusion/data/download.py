@@ -1,0 +1,76 @@
+"""Where data files live on this machine, and how they get there."""
+
+import os
+import sys
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import urlopen
+
+from tqdm import tqdm
+
+from npdiffusion.files import atomic_write
+
+__all__ = ["DataNotFoundError", "cache_dir", "data_dirs", "fetch"]
+
+TIMEOUT = 15  # seconds without a byte before a mirror is given up
+
+
+class DataNotFoundError(FileNotFoundError):
+    """A data set is neither on this machine nor to be had from the network."""
+
+
+def cache_dir():
+    """The user's cache directory for downloads, by the custom of the operating system."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "npdiffusion"
+
+
+def data_dirs(root=None):
+    """Directories to look in, in order; downloads go to the last one.
+
+    ``root`` alone if given, else ``$NPDIFFUSION_DATA`` (if set), then the user's cache.
+    """
+    if root is not None:
+        return [Path(root).expanduser()]
+    own = os.environ.get("NPDIFFUSION_DATA")
+    return [Path(own).expanduser(), cache_dir()] if own else [cache_dir()]
+
+
+def fetch(urls, path, check):
+    """Download a file to ``path`` from the first of ``urls`` that delivers it whole; return check's result.
+
+    ``check(data)`` gets the bytes before anything is written, and raises ValueError if they are wrong;
+    then the next url is tried. The file appears at ``path`` complete or not at all.
+
+    Raises:
+        ConnectionError: no url delivered; the message lists each with its reason.
+        OSError: the file could not be written.
+    """
+    failures = []
+    for url in urls:
+        try:
+            data = _read(url, path.name)
+            result = check(data)
+        except (OSError, HTTPException, ValueError) as error:
+            failures.append(f"{url}: {error or type(error).__name__}")
+            continue
+        with atomic_write(path) as file:
+            file.write(data)
+        return result
+    raise ConnectionError("\n".join(failures))
+
+
+def _read(url, name):
+    with urlopen(url, timeout=TIMEOUT) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        with tqdm(total=size or None, desc=name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+            pieces = []
+            while piece := response.read(1 << 16):
+                pieces.append(piece)
+                bar.update(len(piece))
+    return b"".join(pieces)

@@ -1,0 +1,132 @@
+"""Pictures in and out: the user's own digit made to look like one of MNIST's, and sheets of results."""
+
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from npdiffusion.files import atomic_write
+
+__all__ = ["load_picture", "save_png"]
+
+WORK = 256          # pixels along the longer side while the ink is looked for
+EXIF_ORIENTATION = 0x0112
+
+
+def load_picture(path, size=32):
+    """Read a picture of any size and kind, and make it a light-on-dark grey square like MNIST's digits.
+
+    Turned upright (EXIF), converted to grey, inverted if dark on light, stretched so that the paper is
+    -1 and the ink 1, padded to a square (nothing is cut off), cropped to the ink if that is less than
+    half as large as the picture, resized (Lanczos).
+
+    Args:
+        path: a file that Pillow can read. Of an animation, the first frame is taken.
+        size: height and width of the result in pixels.
+
+    Returns:
+        (1, 1, size, size) float32 in [-1, 1], and a list of short sentences that say what was done.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no picture, or a damaged one.
+    """
+    try:
+        grey, said = _read_grey(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no picture at {path}: check the name") from error
+    except Exception as error:  # decoders of damaged files raise anything: SyntaxError, EOFError ...
+        raise ValueError(f"{path} cannot be read as a picture ({error or type(error).__name__}): "
+                         "give a whole PNG or JPEG file") from error
+
+    height, width = grey.shape
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if np.median(border) - grey.min() > grey.max() - np.median(border):
+        grey, border = 1 - grey, 1 - border
+        said.append("dark ink on light paper: inverted")
+    paper, ink = float(np.median(border)), float(grey.max())
+    if ink - paper < 0.1:
+        said.append("warning: hardly any contrast, so there may be nothing to see")
+    else:  # uneven light and grain of the paper go to -1 too, up to a quarter of the contrast
+        paper += min(float(np.quantile(border, 0.95)) - paper, (ink - paper) / 4)
+        if paper > 0.02 or ink < 0.98:
+            said.append("stretched to full contrast")
+        grey = np.clip((grey - paper) / (ink - paper), 0, 1)
+        paper = 0.0
+
+    side = max(height, width)
+    if (height, width, size) == (28, 28, 32):
+        side = 32
+        said.append("28×28 pixels, MNIST's own size: padded by 2 on each side")
+    elif height != width:
+        said.append("padded to a square")
+    top, left = (side - height) // 2, (side - width) // 2
+    grey = np.pad(grey, ((top, side - height - top), (left, side - width - left)), constant_values=paper)
+
+    rows, columns = (np.flatnonzero((grey > paper + 0.5).any(axis)) for axis in (1, 0))
+    extent = max(np.ptp(rows), np.ptp(columns)) + 1 if len(rows) else side
+    box = (0, 0, side, side)
+    if extent < side / 2:
+        x, y = (columns[0] + columns[-1] + 1) / 2 + side, (rows[0] + rows[-1] + 1) / 2 + side
+        half = 0.8 * extent  # so that the ink is 20 of 32 pixels high or wide, as in MNIST
+        said.append(f"the ink fills {extent / side:.0%} of the picture: cropped to it")
+        grey = np.pad(grey, side, constant_values=paper)
+        box = (x - half, y - half, x + half, y + half)
+    small = Image.fromarray(grey).resize((size, size), Image.Resampling.LANCZOS, box=box)
+    if side != size:
+        said.append(f"resized to {size}×{size}")
+    return np.clip(np.asarray(small)[None, None] * 2 - 1, -1, 1), said
+
+
+def save_png(path, images, columns=None):
+    """Write images side by side as one PNG file, whole or not at all.
+
+    Args:
+        path: the file.
+        images: (N, C, H, W) in [-1, 1]; C is 1 (grey) or 3 (RGB). Values outside are clipped.
+        columns: images in a row; by default as many as make the sheet square.
+
+    Raises:
+        ValueError: another shape, or no images.
+        OSError: the file cannot be written.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0:
+        raise ValueError(f"save_png expects images of shape (N, 1 or 3, H, W), got {images.shape}")
+    n, c, h, w = images.shape
+    columns = columns or math.isqrt(n - 1) + 1
+    rows = -(-n // columns)
+    sheet = np.zeros((rows * columns, c, h, w), np.uint8)
+    sheet[:n] = np.rint((np.clip(images, -1, 1) + 1) * 127.5)
+    sheet = sheet.reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+    with atomic_write(path) as file:
+        Image.fromarray(sheet[:, :, 0] if c == 1 else sheet).save(file, "png")
+
+
+def _read_grey(path):
+    """The upright picture as (H, W) float32 in [0, 1], the longer side at most WORK, and what was done."""
+    with Image.open(path) as picture:
+        said = [f"{picture.width}×{picture.height} {picture.mode} picture"]
+        if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            said.append("turned upright (EXIF)")
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode == "F" or picture.mode.startswith("I"):  # 16 or more bits, full scale unknown
+            grey = np.asarray(picture, np.float32)
+            if not np.isfinite(grey).all():
+                raise ValueError("some pixels are not finite numbers")
+            grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-12)
+        elif picture.has_transparency_data:
+            colour = picture.convert("RGBA")
+            grey = np.asarray(colour.convert("L"), np.float32) / 255
+            alpha = np.asarray(colour.getchannel("A"), np.float32) / 255
+            if alpha.min() < 1:  # what can be seen is the ink: lay it on the paper it stands out from
+                white = (alpha * grey).sum() < 0.5 * alpha.sum()
+                grey = alpha * grey + (1 - alpha) * white
+                said.append(f"transparent: laid on {'white' if white else 'black'}")
+        else:
+            grey = np.asarray(picture.convert("L"), np.float32) / 255
+        if picture.mode not in ("1", "L", "F") and not picture.mode.startswith("I"):
+            said[0] += ": converted to grey"
+    grey = Image.fromarray(grey)
+    grey.thumbnail((WORK, WORK), Image.Resampling.LANCZOS)
+    return np.clip(np.asarray(grey), 0, 1), said
