@@ -1,0 +1,326 @@
+"""Noise schedules: the forward process q and one step of the reverse process p, after DDPM and DDIM.
+
+Symbols are the papers': x_0 a clean sample, ε ~ N(0, I), β_t the variance added at step t, α_t = 1 - β_t,
+ᾱ_t = α_0 ⋯ α_t, and x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε. Steps count from t = 0 (nearly clean) to T - 1 (noise);
+before t = 0 comes x_0 itself, with ᾱ = 1. Names and behaviour are those of diffusers.
+
+Tables are float64; each coefficient is cast last, so float32 samples stay float32.
+"""
+
+import inspect
+import math
+import operator
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+
+from ..backend import array_module, default_generator
+
+__all__ = ["DDIMScheduler", "DDPMScheduler", "SchedulerOutput"]
+
+
+class SchedulerOutput(NamedTuple):
+    """What ``step`` returns: x_{t-1}, and the estimate of x_0 that it was made from."""
+
+    prev_sample: np.ndarray
+    pred_original_sample: np.ndarray
+
+
+def make_betas(schedule, n, start, end):
+    """The n variances β_t, float64: linear (Ho et al. 2020, section 4), scaled_linear (linear in √β:
+    Rombach et al. 2022), squaredcos_cap_v2 (ᾱ a squared cosine: Nichol & Dhariwal 2021, eq. 17) or
+    sigmoid (Xu et al. 2022, GeoDiff)."""
+    if schedule == "linear":
+        return np.linspace(start, end, n)
+    if schedule == "scaled_linear":
+        return np.linspace(math.sqrt(start), math.sqrt(end), n) ** 2
+    if schedule == "sigmoid":
+        return start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, n)))
+    alpha_bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+def trailing_timesteps(n_train, n):
+    """n of the levels n_train - 1 … 0, evenly spaced, descending and starting at the last one."""
+    # [:n]: rounding can let arange yield one value too many (T = 1024, n = 49)
+    return np.round(np.arange(n_train, 0, -n_train / n)).astype(np.int64)[:n] - 1
+
+
+def check_sample(x, name):
+    """Raise TypeError unless x is a float32 or float64 array."""
+    array_module(x)  # raises for anything that is not an array
+    if x.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}; "
+                        f"scale images to [-1, 1] first, as in x.astype(np.float32) / 127.5 - 1")
+
+
+def check_like(x, name, sample):
+    """Raise unless x is an array with the shape and dtype of sample (nothing broadcasts by accident)."""
+    check_sample(sample, "sample")
+    check_sample(x, name)
+    if x.shape != sample.shape:
+        raise ValueError(f"{name}: expected shape {sample.shape} as the sample's, got {x.shape}")
+    if x.dtype != sample.dtype:
+        raise TypeError(f"{name}: expected {sample.dtype} as the sample's, got {x.dtype}; use .astype")
+
+
+def check_timesteps(t, n_samples, n_train):
+    """t as an int, or as an array of n_samples integers; raise unless it lies in 0 … n_train - 1
+    (the values of an array on a device are not looked at: that would wait for the device)."""
+    t = np.asarray(t) if isinstance(t, (list, tuple)) else t
+    if getattr(t, "ndim", 0) == 0:
+        try:
+            t = low = high = operator.index(t)
+        except TypeError:
+            raise TypeError(f"timesteps: expected an integer or an integer array, got {t!r}") from None
+    else:
+        if t.dtype.kind not in "iu" or t.shape != (n_samples,):
+            raise ValueError(f"timesteps: expected integers of shape ({n_samples},), one for each sample, "
+                             f"got {t.dtype} of shape {t.shape}")
+        low, high = (t.min(), t.max()) if isinstance(t, np.ndarray) and t.size else (0, 0)
+    if low < 0 or high >= n_train:
+        raise ValueError(f"timesteps: expected 0 to {n_train - 1}, got {low if low < 0 else high}; "
+                         f"this scheduler has num_train_timesteps={n_train}")
+    return t
+
+
+def draw_noise(shape, dtype, generator):
+    """Standard normal noise from a generator; from the library's own one (see manual_seed) if None."""
+    generator = default_generator() if generator is None else generator
+    if not hasattr(generator, "standard_normal"):
+        raise TypeError(f"generator: expected np.random.default_rng(seed) or the like, got {generator!r}")
+    return generator.standard_normal(shape, dtype=dtype)
+
+
+def add_step_noise(mean, variance, generator, noise):
+    """mean + σ z, with z = ``noise`` if it is given."""
+    if noise is None:
+        noise = draw_noise(mean.shape, mean.dtype, generator)
+    check_like(noise, "noise", mean)
+    return mean + math.sqrt(variance) * noise
+
+
+@dataclass(eq=False)
+class _Scheduler:
+    """Tables, forward process and conversions that DDPM and DDIM share.
+
+    ``betas``, ``alphas`` and ``alphas_cumprod`` (ᾱ) hold T = num_train_timesteps float64 values;
+    ``timesteps`` are the levels that a sampling loop visits, descending, on the host.
+    """
+
+    num_train_timesteps: int = 1024
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    prediction_type: str = "epsilon"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+
+    def __post_init__(self):
+        self._check_choice("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+        self._check_choice("prediction_type", "epsilon", "sample", "v_prediction")
+        self._check_choice("timestep_spacing", "leading", "trailing", "linspace")
+        if not isinstance(self.num_train_timesteps, int) or self.num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps: expected an int >= 1, got {self.num_train_timesteps!r}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError("expected 0 < beta_start <= beta_end < 1, "
+                             f"got {self.beta_start} and {self.beta_end}")
+        if not self.clip_sample_range > 0:
+            raise ValueError(f"clip_sample_range: expected a number > 0, got {self.clip_sample_range}")
+        self.betas = make_betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+        self.alphas = 1 - self.betas
+        self.alphas_cumprod = np.cumprod(self.alphas)
+        self.final_alpha_cumprod = 1.0
+        self.timesteps = np.arange(self.num_train_timesteps)[::-1].copy()
+        self.num_inference_steps = None
+
+    def _check_choice(self, name, *choices):
+        if getattr(self, name) not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {getattr(self, name)!r}")
+
+    @property
+    def config(self):
+        """The constructor's arguments as a dict."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_config(cls, config):
+        """A scheduler of this class from another's ``config``; what only the other class has is left out."""
+        known = inspect.signature(cls).parameters
+        return cls(**{name: value for name, value in config.items() if name in known})
+
+    def set_timesteps(self, num_inference_steps=None, timesteps=None):
+        """Choose the levels that a sampling loop visits.
+
+        Either ``num_inference_steps`` of them (1 to T), spaced by ``timestep_spacing`` (Lin et al. 2023,
+        table 2): leading t = ⌊T/n⌋ i + steps_offset, linspace from 0 to T - 1, trailing down from T - 1;
+        or your own ``timesteps``, strictly descending.
+        """
+        n, n_train = num_inference_steps, self.num_train_timesteps
+        if (n is None) == (timesteps is None):
+            raise ValueError("set_timesteps: expected either num_inference_steps or timesteps")
+        if n is not None:
+            if not 1 <= operator.index(n) <= n_train:
+                raise ValueError(f"num_inference_steps: expected 1 to {n_train}, got {n}")
+            if self.timestep_spacing == "leading":
+                timesteps = np.arange(n)[::-1] * (n_train // n) + self.steps_offset
+            elif self.timestep_spacing == "linspace":
+                timesteps = np.linspace(0, n_train - 1, n).round()[::-1].astype(np.int64)
+            else:
+                timesteps = trailing_timesteps(n_train, n)
+        timesteps = check_timesteps(np.array(timesteps), len(timesteps), n_train)
+        if len(timesteps) == 0 or (np.diff(timesteps) >= 0).any():
+            raise ValueError(f"timesteps: expected strictly descending levels, got {timesteps}")
+        self.timesteps, self.num_inference_steps = timesteps, n
+
+    def previous_timestep(self, t):
+        """The level that a step from t arrives at: the next of ``timesteps``, or -1 (x_0) after the last."""
+        index = np.flatnonzero(self.timesteps == t)
+        if len(index) == 0:
+            raise ValueError(f"timestep {t} is not in scheduler.timesteps; choose them with set_timesteps")
+        return int(self.timesteps[index[0] + 1]) if index[0] + 1 < len(self.timesteps) else -1
+
+    def _rates(self, t, sample):
+        """√ᾱ_t and √(1 - ᾱ_t): two floats for one t, two arrays of shape (N, 1, …) for t of shape (N,)."""
+        t = check_timesteps(t, len(sample), self.num_train_timesteps)
+        if isinstance(t, int):
+            alpha_bar = float(self.alphas_cumprod[t])
+            return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        xp = array_module(sample)
+        alpha_bar = xp.asarray(self.alphas_cumprod)[xp.asarray(t)].reshape((-1,) + (1,) * (sample.ndim - 1))
+        return (alpha_bar**0.5).astype(sample.dtype), ((1 - alpha_bar) ** 0.5).astype(sample.dtype)
+
+    def add_noise(self, original_samples, noise, timesteps):
+        """x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε (Ho et al. 2020, eq. 4). ``timesteps``: an int or (N,) integers."""
+        check_like(noise, "noise", original_samples)
+        a, b = self._rates(timesteps, original_samples)
+        return a * original_samples + b * noise
+
+    def get_velocity(self, sample, noise, timesteps):
+        """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans & Ho 2022): what a ``v_prediction`` model learns."""
+        check_like(noise, "noise", sample)
+        a, b = self._rates(timesteps, sample)
+        return a * noise - b * sample
+
+    def predict_original_sample(self, model_output, timestep, sample):
+        """The model's estimate of x_0 at x_t = ``sample``, clipped if ``clip_sample``.
+
+        epsilon: (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t (Ho et al. 2020, eq. 15); v_prediction: √ᾱ_t x_t - √(1 - ᾱ_t) v
+        (Salimans & Ho 2022); sample: the output itself. ``timestep``: an int or (N,) integers.
+        """
+        check_like(model_output, "model_output", sample)
+        a, b = self._rates(timestep, sample)
+        if self.prediction_type == "epsilon":
+            x0 = (sample - b * model_output) / a
+        elif self.prediction_type == "v_prediction":
+            x0 = a * sample - b * model_output
+        else:
+            x0 = model_output
+        return x0.clip(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else x0
+
+    def predict_epsilon(self, model_output, timestep, sample):
+        """The model's estimate of ε at x_t = ``sample``, never clipped (Song et al. 2021, eq. 12)."""
+        check_like(model_output, "model_output", sample)
+        a, b = self._rates(timestep, sample)
+        if self.prediction_type == "sample":
+            return (sample - a * model_output) / b
+        return a * model_output + b * sample if self.prediction_type == "v_prediction" else model_output
+
+    def _step_alpha_bars(self, timestep):
+        """ᾱ_t and ᾱ_{t-1} of one step, as floats."""
+        if getattr(timestep, "ndim", 0):
+            raise TypeError(f"step: expected one integer timestep for the whole batch, got {timestep!r}")
+        t = check_timesteps(timestep, 1, self.num_train_timesteps)
+        t_prev = self.previous_timestep(t)
+        alpha_bar_prev = float(self.alphas_cumprod[t_prev]) if t_prev >= 0 else self.final_alpha_cumprod
+        return float(self.alphas_cumprod[t]), alpha_bar_prev
+
+
+@dataclass(eq=False)
+class DDPMScheduler(_Scheduler):
+    """Ancestral sampling: every step draws x_{t-1} from the Gaussian p(x_{t-1} | x_t) (Ho et al. 2020).
+
+    num_train_timesteps: T. beta_schedule: linear, scaled_linear or sigmoid (from beta_start to beta_end),
+    or squaredcos_cap_v2. prediction_type: what the model returns, epsilon, sample (x_0) or v_prediction.
+    clip_sample: clip estimates of x_0 to ±clip_sample_range. timestep_spacing (leading, trailing,
+    linspace) and steps_offset: see set_timesteps. variance_type: fixed_small, the posterior's β̃_t
+    (best for data that are one point), or fixed_large, β_t (best for Gaussian data; Ho et al., section 3.2).
+    """
+
+    variance_type: str = "fixed_small"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_choice("variance_type", "fixed_small", "fixed_large")
+
+    def step(self, model_output, timestep, sample, *, generator=None, noise=None):
+        """One step x_t -> x_{t-1}, with t - 1 meaning the next of ``timesteps`` (Ho et al. 2020, eq. 7, 11):
+
+        x_{t-1} = √ᾱ_{t-1} β_t / (1 - ᾱ_t) x_0 + √α_t (1 - ᾱ_{t-1}) / (1 - ᾱ_t) x_t + σ_t z
+        σ_t² = β̃_t = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) β_t (fixed_small) or β_t (fixed_large)
+
+        with the model's x_0, α_t = ᾱ_t / ᾱ_{t-1} and β_t = 1 - α_t. At t = 0 no noise is added; as in
+        diffusers, the last step of a loop that ends above t = 0 still adds fixed_large's.
+        ``noise``: z, or None to draw it from ``generator``. Returns a SchedulerOutput.
+        """
+        alpha_bar, alpha_bar_prev = self._step_alpha_bars(timestep)
+        x0 = self.predict_original_sample(model_output, timestep, sample)
+        alpha = alpha_bar / alpha_bar_prev
+        beta = 1 - alpha
+        shrink = (1 - alpha_bar_prev) / (1 - alpha_bar)
+        prev = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar) * x0 + math.sqrt(alpha) * shrink * sample
+        if timestep > 0:
+            variance = shrink * beta if self.variance_type == "fixed_small" else beta
+            prev = add_step_noise(prev, variance, generator, noise)
+        return SchedulerOutput(prev, x0)
+
+
+@dataclass(eq=False)
+class DDIMScheduler(_Scheduler):
+    """Implicit sampling (Song et al. 2021): the same model, far fewer steps.
+
+    eta: η from 0 (no noise: the same start always gives the same picture) to 1 (DDPM's posterior noise).
+    set_alpha_to_one: the last step arrives at x_0 (ᾱ = 1); otherwise at level 0. The other arguments are
+    DDPMScheduler's.
+    """
+
+    eta: float = 0.0
+    set_alpha_to_one: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta: expected 0 (deterministic) to 1 (DDPM's noise), got {self.eta}")
+        if not self.set_alpha_to_one:
+            self.final_alpha_cumprod = float(self.alphas_cumprod[0])
+
+    def previous_timestep(self, t):
+        """t - ⌊T/n⌋ after set_timesteps(n), as in diffusers; the next of ``timesteps`` if you gave your own.
+
+        Both agree for leading spacing, and for trailing when n divides T.
+        """
+        if self.num_inference_steps is None:
+            return super().previous_timestep(t)
+        return int(t) - self.num_train_timesteps // self.num_inference_steps
+
+    def step(self, model_output, timestep, sample, *, generator=None, noise=None):
+        """One step x_t -> x_{t-1}, with t - 1 meaning ``previous_timestep`` (Song et al. 2021, eq. 12, 16):
+
+        x_{t-1} = √ᾱ_{t-1} x_0 + √(1 - ᾱ_{t-1} - σ_t²) ε + σ_t z
+        σ_t = η √((1 - ᾱ_{t-1}) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_{t-1})
+
+        with the model's x_0 (clipped) and ε (as predicted). ``noise``: z, or None to draw it from
+        ``generator`` (with η = 0 none is used). Returns a SchedulerOutput.
+        """
+        alpha_bar, alpha_bar_prev = self._step_alpha_bars(timestep)
+        x0 = self.predict_original_sample(model_output, timestep, sample)
+        epsilon = self.predict_epsilon(model_output, timestep, sample)
+        variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+        direction = math.sqrt(max(1 - alpha_bar_prev - variance, 0.0))  # rounding can leave -1e-17
+        prev = math.sqrt(alpha_bar_prev) * x0 + direction * epsilon
+        if self.eta > 0:
+            prev = add_step_noise(prev, variance, generator, noise)
+        return SchedulerOutput(prev, x0)
