@@ -65,12 +65,12 @@ class Tensor:
     def __init__(self, data, requires_grad=False):
         if isinstance(data, Tensor):
             data = data.data
+        elif isinstance(data, np.generic):  # before float: np.float64 is one, and what an op makes of 0-d arrays
+            data = np.asarray(data)
         elif isinstance(data, (bool, int, float, list, tuple)):
             data = np.asarray(data)
             if data.dtype == np.float64:
                 data = data.astype(np.float32)
-        elif isinstance(data, np.generic):
-            data = np.asarray(data)
         array_module(data)
         if data.dtype.kind not in "fiub" or data.dtype.itemsize > 8 or data.dtype == np.float16:
             raise TypeError(f"a Tensor holds float32, float64, integers or bool, not {data.dtype}; use .astype first")

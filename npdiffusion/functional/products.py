@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..backend import array_module
+from ..backend import array_module, kernels
 from ..tensor import Tensor, record
 from ._arguments import as_tensor, check_float
 from .activation import dropout, softmax
@@ -27,10 +27,11 @@ def matmul(input, other):
             g = array_module(g).expand_dims(g, -1 if y.ndim == 1 else -2)
         if y.ndim == 1:
             g = g[..., None]
-        dx, dy = g @ columns.swapaxes(-1, -2), rows.swapaxes(-1, -2) @ g
+        product = kernels(g).matmul
+        dx, dy = product(g, columns.swapaxes(-1, -2)), product(rows.swapaxes(-1, -2), g)
         return (dx[..., 0, :] if x.ndim == 1 else dx), (dy[..., 0] if y.ndim == 1 else dy)
 
-    return record(array_module(x).asarray(x @ y), "matmul", (a, b), backward)
+    return record(array_module(x).asarray(kernels(x).matmul(x, y)), "matmul", (a, b), backward)
 
 
 def linear(input, weight, bias=None):
@@ -44,13 +45,14 @@ def linear(input, weight, bias=None):
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear expects a bias of shape {weight.shape[:1]}, got {bias.shape}")
     x, w, shape = input.data.reshape(-1, input.shape[-1]), weight.data, input.shape
-    y = x @ w.T
+    product = kernels(x).matmul
+    y = product(x, w.T)
     if bias is not None:
         y += bias.data
 
     def backward(g):
         g = g.reshape(-1, g.shape[-1])
-        return (g @ w).reshape(shape), g.T @ x, g.sum(0)
+        return product(g, w).reshape(shape), product(g.T, x), g.sum(0)
 
     inputs = (input, weight) if bias is None else (input, weight, bias)
     return record(y.reshape(shape[:-1] + (-1,)), "linear", inputs, backward)

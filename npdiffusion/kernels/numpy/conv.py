@@ -27,7 +27,7 @@ from .winograd import winograd, winograd_pays
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
 
-_CHUNK_BYTES = 1 << 21  # about the bytes of a column buffer: more leaves the L2 cache, less costs Python time
+_CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
 
 
 def conv2d(x, weight, bias, stride, padding, dilation, groups):
@@ -66,8 +66,8 @@ def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation,
     adds its multiple of the taps to the window of y that it would have been computed from.
     """
     size = [
-        (n - 1) * s - sum(p) + d * (k - 1) + extra + 1
-        for n, k, s, p, d, extra in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding)
+        (n - 1) * s - sum(p) + d * (k - 1) + e + 1
+        for n, k, s, p, d, e in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding)
     ]
     corner = _corner(padding)
     if tuple(stride) == (1, 1):
@@ -94,6 +94,10 @@ def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, ne
     """
     if winograd_pays(len(x), weight.shape, size, stride, dilation, groups):
         return winograd(x, weight, bias, partner, size, corner, need_y)
+    if partner is None and tuple(stride) == (1, 1) and len(weight) == 1 and x.shape[1] >= 8:
+        # One channel out: a product for each tap, added with shifts, is less memory than the columns.
+        corner = _flipped_corner(weight, corner, dilation)
+        return _scatter(x, _flip(weight, groups), bias, size, stride, corner, dilation, groups), None
     x, partner = channels_last(x), None if partner is None else channels_last(partner)
     (out_channels, c, kh, kw), (h, w) = weight.shape, size
     o, taps = out_channels // groups, kh * kw * c
@@ -156,7 +160,7 @@ def _columns(x, chunk, kernel, w, stride, corner, dilation, groups):
 
 
 def _scatter(x, weight, bias, size, stride, corner, dilation, groups):
-    """Adjoint of _gather: pixel (h, w) of x times tap (i, j) goes to y[h sh + i dh - top, w sw + j dw - left].
+    """Adjoint of _gather: pixel (h, w) of x times tap (i, j) adds to y[h sh + i dh - top, ...].
 
     size is y's (H, W). Taps as large as the stride tile y without overlap and are stored directly.
     """
