@@ -1,0 +1,313 @@
+"""The training step of the MNIST UNet, and its kernels one by one, beside PyTorch eager on the same CPU.
+
+    python benchmarks/train_step.py                     # needs torch for the comparison: pip install torch
+    python benchmarks/train_step.py --json results.json
+
+The networks have the same weights, and outputs, gradients and the step's result are checked to agree within 1e-4 before
+anything is timed. PyTorch runs in NCHW and in channels-last memory, and the faster of the two counts. Runs are
+interleaved, figures are medians. "share of sgemm" is the arithmetic of the convolutions and linear layers, counted
+directly (also where Winograd needs less), over time × the rate of a large matrix product in the same run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+import npdiffusion  # first: it chooses NumPy's BLAS kernels
+import numpy as np
+
+from npdiffusion import Tensor, functional as F, no_grad, optim
+from npdiffusion.backend import kernels
+from npdiffusion.models import UNet
+
+try:
+    import torch
+    import torch_unet
+except ImportError:
+    torch = None
+
+CONFIG = dict(channels=(32, 64, 128), blocks=1, attention=(2,), num_classes=10)  # what train_diffusion.py trains
+LAYOUTS = ("nchw", "channels_last")
+
+
+def inputs(batch):
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal((batch, 1, 32, 32), dtype=np.float32), rng.integers(0, 1024, batch),
+            rng.integers(0, 11, batch), rng.standard_normal((batch, 1, 32, 32), dtype=np.float32))
+
+
+def numpy_unet():
+    """The network with every weight away from its zero start, so that every gradient is alive."""
+    rng = npdiffusion.manual_seed(0)
+    model = UNet(**CONFIG)
+    for p in model.parameters():
+        if not p.data.any():
+            p.data[...] = 0.02 * rng.standard_normal(p.shape)
+    return model
+
+
+def numpy_step(batch):
+    """(training step, forward pass, model), each a function without arguments."""
+    x, t, labels, noise = inputs(batch)
+    model = numpy_unet()
+    adam = optim.Adam(model.parameters(), lr=1e-4)
+
+    def gradients():
+        loss = F.mse_loss(model(Tensor(x), t, labels), Tensor(noise))
+        adam.zero_grad()
+        loss.backward()
+
+    def step():
+        gradients()
+        adam.step()
+
+    def forward():
+        with no_grad():
+            return model(Tensor(x), t, labels)
+
+    return step, forward, gradients, model
+
+
+def torch_step(batch, layout, state):
+    """The same in PyTorch."""
+    order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x, t, labels, noise = (torch.from_numpy(a) for a in inputs(batch))
+    x, noise = x.to(memory_format=order), noise.to(memory_format=order)
+    model = torch_unet.UNet(**numpy_unet().config)
+    model.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()})
+    model = model.to(memory_format=order)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def gradients():
+        loss = torch.nn.functional.mse_loss(model(x, t, labels), noise)
+        adam.zero_grad()
+        loss.backward()
+
+    def step():
+        gradients()
+        adam.step()
+
+    def forward():
+        with torch.no_grad():
+            return model(x, t, labels)
+
+    return step, forward, gradients, model
+
+
+def assert_agreement(ours, theirs):
+    """Outputs and gradients of the two networks within 1e-4 of their size."""
+    close("the network's output", ours[1]().data, theirs[1]())
+    ours[2](), theirs[2]()
+    other = dict(theirs[3].named_parameters())
+    scale = max(float(abs(p.grad).max()) for p in ours[3].parameters())
+    for name, p in ours[3].named_parameters():
+        # where the gradient is zero by nature (the bias of attention's keys) only rounding is left: hence scale
+        close(f"gradient of {name}", p.grad, other[name].grad, floor=1e-2 * scale)
+
+
+def close(what, a, b, floor=1e-8):
+    b = b.detach().numpy()
+    error = float(abs(a - b).max()) / max(float(abs(b).max()), floor)
+    assert error < 1e-4, f"{what} differs from PyTorch's by {error:.1e}"
+
+
+def kernel_pairs(batch):
+    """name -> (our forward and backward, {layout: PyTorch's}) for the ops that the UNet spends its time on."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    def pair(op, x, *parameters):
+        """op(library, x, *parameters) in both libraries; gradients for everything."""
+        cotangent = None
+
+        def ours():
+            tensors = [Tensor(a, requires_grad=True) for a in (channels_last, *parameters)]
+            y = op(F, *tensors)
+            y.backward(cotangent)
+            return [y.data, *(p.grad for p in tensors)]
+
+        channels_last = x if x.ndim != 4 else np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        cotangent = draw(*op(F, Tensor(x), *map(Tensor, parameters)).shape)
+        if cotangent.ndim == 4:
+            cotangent = np.ascontiguousarray(cotangent.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        if torch is None:
+            return ours, {}
+
+        def theirs(layout):
+            order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+            arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in (x, *parameters)]
+            arrays = [a.to(memory_format=order) if a.ndim == 4 else a for a in arrays]
+            g = torch.from_numpy(np.ascontiguousarray(cotangent))
+            g = g.to(memory_format=order) if g.ndim == 4 else g
+
+            def run():
+                tensors = [a.detach().requires_grad_() for a in arrays]
+                y = op(torch.nn.functional, *tensors)
+                y.backward(g)
+                return [y, *(p.grad for p in tensors)]
+
+            return run
+
+        return ours, {layout: theirs(layout) for layout in LAYOUTS}
+
+    def conv(c, o, size, k=3):
+        return pair(lambda lib, x, w, b: lib.conv2d(x, w, b, padding=k // 2),
+                    draw(batch, c, size, size), draw(o, c, k, k) / k, draw(o))
+
+    def up(c, o, size):
+        return pair(lambda lib, x, w, b: lib.conv_transpose2d(x, w, b, stride=2),
+                    draw(batch, c, size, size), draw(c, o, 2, 2), draw(o))
+
+    def norm(c, size):
+        def op(lib, x, w, b):
+            return lib.group_norm_silu(x, 8, w, b) if lib is F else lib.silu(lib.group_norm(x, 8, w, b))
+        return pair(op, draw(batch, c, size, size), draw(c), draw(c))
+
+    def attention():
+        def op(lib, q, k, v):
+            return lib.scaled_dot_product_attention(q, k, v)
+        return pair(op, *(draw(batch, 4, 64, 32) for _ in range(3)))
+
+    return {
+        "conv 3×3, 32→32, 32×32": conv(32, 32, 32), "conv 3×3, 64→32, 32×32": conv(64, 32, 32),
+        "conv 3×3, 64→64, 16×16": conv(64, 64, 16), "conv 3×3, 128→64, 16×16": conv(128, 64, 16),
+        "conv 3×3, 128→128, 8×8": conv(128, 128, 8), "conv 1×1, 64→32, 32×32": conv(64, 32, 32, 1),
+        "conv 3×3, 1→32, 32×32": conv(1, 32, 32),
+        "transposed conv 2×2, 64→32, 16×16": up(64, 32, 16), "transposed conv 2×2, 128→64, 8×8": up(128, 64, 8),
+        "max pool 2×2, 32, 32×32": pair(lambda lib, x: lib.max_pool2d(x, 2), draw(batch, 32, 32, 32)),
+        "group norm + SiLU, 32, 32×32": norm(32, 32), "group norm + SiLU, 128, 8×8": norm(128, 8),
+        "attention, 64 pixels, 4 heads": attention(),
+    }
+
+
+def interleaved(functions, repeats):
+    """Median seconds of each function, run in turn; the first round does not count."""
+    times = {name: [] for name in functions}
+    for _ in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values[1:])) for name, values in times.items()}
+
+
+def sgemm():
+    """A large float32 matrix product on our threads: 2·2048³ operations."""
+    a = np.ones((2048, 2048), np.float32)
+    return lambda: kernels(a).matmul(a, a)
+
+
+def count_operations(batch):
+    """Multiplications and additions of the convolutions and linear layers in one forward pass."""
+    total, originals = 0, {name: getattr(F, name) for name in ("conv2d", "conv_transpose2d", "linear")}
+
+    def counting(name):
+        def op(input, weight, *args, **kwargs):
+            nonlocal total
+            y = originals[name](input, weight, *args, **kwargs)
+            pixels = (input if name == "conv_transpose2d" else y).data.size // weight.shape[0]
+            total += 2 * pixels * weight.data.size
+            return y
+        return op
+
+    for name in originals:
+        setattr(F, name, counting(name))
+    try:
+        numpy_step(batch)[1]()
+    finally:
+        for name, op in originals.items():
+            setattr(F, name, op)
+    return total
+
+
+def peak_memory(library, batch):
+    """MiB that three training steps need beyond the loaded library and network; runs in a process of its own."""
+    command = [sys.executable, __file__, "--measure-memory", library, "--batch", str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_memory(library, batch):
+    def peak():  # not getrusage: a process inherits that figure from the one that started it
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+    if library == "numpy":
+        step = numpy_step(batch)[0]
+    else:
+        step = torch_step(batch, library, numpy_unet().state_dict())[0]
+    before = peak()
+    for _ in range(3):
+        step()
+    print(peak() - before)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=npdiffusion.get_num_threads())
+    parser.add_argument("--json", help="write the results to this file")
+    parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    npdiffusion.set_num_threads(args.threads)
+    if torch:
+        torch.set_num_threads(args.threads)
+    if args.measure_memory:
+        return measure_memory(args.measure_memory, args.batch)
+
+    ours = numpy_step(args.batch)
+    # copies: Adam moves the parameters in place
+    state = {name: a.copy() for name, a in ours[3].state_dict().items()}
+    theirs = {layout: torch_step(args.batch, layout, state) for layout in LAYOUTS} if torch else {}
+    for other in theirs.values():
+        assert_agreement(ours, other)
+    operations = count_operations(args.batch)
+    results = {"batch": args.batch, "threads": args.threads, "numpy": np.__version__,
+               "torch": torch.__version__ if torch else None}
+    rows = []
+    for key, index, factor in (("train_step", 0, 3), ("forward", 1, 1)):
+        functions = {"numpy": ours[index], **{layout: other[index] for layout, other in theirs.items()}}
+        times = interleaved({**functions, "sgemm": sgemm()}, args.repeats)
+        rate = 2 * 2048 ** 3 / times.pop("sgemm")
+        results[key] = entry(times, share_of_sgemm=factor * operations / times["numpy"] / rate,
+                             sgemm_gflops=rate / 1e9)
+        rows.append((key.replace("_", " "), results[key]))
+    if torch and os.path.exists("/proc/self/status"):
+        results["memory_mib"] = {library: peak_memory(library, args.batch) for library in ("numpy", *LAYOUTS)}
+    results["kernels"] = {}
+    for name, (mine, others) in kernel_pairs(args.batch).items():
+        for other in others.values():
+            for a, b in zip(mine(), other()):
+                close(name, a, b)
+        results["kernels"][name] = entry(interleaved({"numpy": mine, **others}, args.repeats))
+        rows.append((name, results["kernels"][name]))
+
+    print(f"batch {args.batch}, {args.threads} threads, NumPy {np.__version__}, "
+          f"PyTorch {torch.__version__ if torch else 'not installed'}")
+    print(f"{'forward + backward, ms':36s}{'ours':>8s}{'nchw':>8s}{'ch.last':>8s}{'ratio':>8s}")
+    for name, e in rows:
+        others = "".join(f"{e['torch_ms'][layout]:8.2f}" if torch else f"{'-':>8s}" for layout in LAYOUTS)
+        ratio = f"{e['ratio_to_torch']:8.2f}" if torch else f"{'-':>8s}"
+        share = f"   {e['share_of_sgemm']:.0%} of sgemm ({e['sgemm_gflops']:.0f} GFLOP/s)" if "share_of_sgemm" in e else ""
+        print(f"{name:36s}{e['ms']:8.2f}{others}{ratio}{share}")
+    if "memory_mib" in results:
+        print("peak memory of a step, MiB:", ", ".join(f"{k} {v:.0f}" for k, v in results["memory_mib"].items()))
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(results, file, indent=1, ensure_ascii=False)
+
+
+def entry(times, **more):
+    """Milliseconds, and the ratio of ours to the faster of PyTorch's layouts."""
+    ms = {name: 1e3 * seconds for name, seconds in times.items()}
+    mine = ms.pop("numpy")
+    return {"ms": mine, **more, **({"torch_ms": ms, "ratio_to_torch": mine / min(ms.values())} if ms else {})}
+
+
+if __name__ == "__main__":
+    main()
