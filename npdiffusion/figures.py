@@ -7,14 +7,14 @@ from .files import atomic_write
 __all__ = ["picture_rows", "save_figure"]
 
 
-def picture_rows(rows, row_labels, column_labels=(), group=1, cell=0.62, fontsize=9):
+def picture_rows(rows, row_labels, column_labels=(), group=None, cell=0.62, fontsize=9):
     """A figure of grey pictures in rows.
 
     Args:
         rows: one array (columns, 1, H, W) in [−1, 1] for each row.
         row_labels: a text for each row, written on its left.
-        column_labels: a text for each group of columns, written above it.
-        group: columns in a group; groups are set apart.
+        column_labels: a text for each column, or for each group of columns, written above it.
+        group: columns in a group; groups are set apart. None: no groups.
         cell: width of a picture in inches.
 
     Returns a matplotlib Figure.
@@ -22,8 +22,9 @@ def picture_rows(rows, row_labels, column_labels=(), group=1, cell=0.62, fontsiz
     from matplotlib.figure import Figure
 
     count = len(rows[0])
-    gap, pad = 0.18, 0.03  # in cells, between groups and between pictures
-    margin = 0.11 * fontsize / 9 * max(map(len, row_labels)) + 0.1
+    gap, pad = (0.18 if group else 0), 0.03  # in cells, between groups and between pictures
+    group = group or 1
+    margin = 0.075 * fontsize / 9 * max(map(len, row_labels)) + 0.1
     width = margin + cell * (count * (1 + pad) + gap * ((count - 1) // group)) + 0.05
     top = 0.35 if column_labels else 0.05
     height = top + cell * len(rows) * (1 + pad) + 0.05

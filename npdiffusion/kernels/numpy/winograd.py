@@ -78,8 +78,8 @@ def winograd(x, weight, bias, partner, size, corner, need_y=True):
         dfilters = 0
         for n0, n1, r0, r1 in pieces[start:stop]:
             n, rows = n1 - n0, r1 - r0
-            tiles, top, bottom = n * rows * across, 4 * r0, min(4 * r1, h)
-            d = padded(x[n0:n1], (top - corner[0], -corner[1]), (4 * rows + 2, 4 * across + 2))
+            tiles, band = n * rows * across, slice(4 * r0, 4 * r1)
+            d = padded(x[n0:n1], (4 * r0 - corner[0], -corner[1]), (4 * rows + 2, 4 * across + 2))
             d = _tiles(d, 6, rows, across)
             d = _transform(bt, d, out=scratch("input", d.shape, x.dtype)).reshape(36, tiles, c)
             products = scratch("products", (36, tiles, o), x.dtype)
@@ -89,9 +89,9 @@ def winograd(x, weight, bias, partner, size, corner, need_y=True):
                     products[7] += bias  # element (1, 1), which A' takes to every output with factor 1
                 outputs = scratch("outputs", (4, 4, tiles * o), x.dtype)
                 _transform(a.T, products.reshape(6, 6, -1), out=outputs)
-                _store(outputs.reshape(4, 4, n, rows, across, o), y[n0:n1, top:bottom])
+                _store(outputs.reshape(4, 4, n, rows, across, o), y[n0:n1, band])
             if partner is not None:
-                p = partner[n0:n1, top:bottom]
+                p = partner[n0:n1, band]
                 if p.shape[1:3] != (4 * rows, 4 * across):
                     p = padded(p, (0, 0), (4 * rows, 4 * across))
                 _transform(a, _tiles(p, 4, rows, across), out=products.reshape(6, 6, -1))
