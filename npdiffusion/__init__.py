@@ -1,6 +1,6 @@
 """npdiffusion: diffusion models from scratch on NumPy, fast enough to use and short enough to read."""
 
-from . import _blas  # noqa: F401  (before NumPy)
+from . import _process  # noqa: F401  (before NumPy)
 from . import functional, nn, optim
 from .backend import manual_seed
 from .gradcheck import gradcheck

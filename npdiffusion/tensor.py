@@ -159,8 +159,9 @@ class Tensor:
         if grad.dtype != self.dtype:
             raise TypeError(f"backward() expects a gradient of dtype {self.dtype}, got {grad.dtype}")
         if self.node is None:
-            return _add_to_leaf(self, grad)
+            return _add_to_leaf(self, grad, owned=False)
 
+        xp = array_module(grad)
         order = _topological_order(self.node)
         grads = {self.node: (grad, False)}  # node -> (gradient so far, do we own that buffer?)
         while order:
@@ -170,14 +171,17 @@ class Tensor:
             node.edges, node.backward = (), None  # frees the closure's arrays after this turn
             if arriving is None:
                 continue
+            taken = [arriving]  # arrays that somebody has: the one that came in, and those handed on
             for edge, g in zip(edges, backward(arriving)):
                 if edge is None or g is None:
                     continue
                 g = _fitted(g, edge, node)
+                owned = g.flags.writeable and not any(xp.may_share_memory(g, other) for other in taken)
+                taken.append(g)
                 if isinstance(edge, Tensor):
-                    _add_to_leaf(edge, g)
+                    _add_to_leaf(edge, g, owned)
                 elif edge not in grads:
-                    grads[edge] = g, False  # may be a view, or shared with another edge: never written to
+                    grads[edge] = g, owned
                 else:
                     total, owned = grads[edge]
                     grads[edge] = kernels(g).add(total, g, out=total if owned else None), True
@@ -209,13 +213,16 @@ def _fitted(g, edge, node):
             raise RuntimeError(f"the backward of {node.name} made a gradient of shape {g.shape} "
                                f"for an input of shape {edge.shape}")
         g = g.sum(tuple(range(added)) + stretched, keepdims=True).reshape(edge.shape)
-    return g if g.dtype == edge.dtype else g.astype(edge.dtype)
+    return array_module(g).asarray(g, dtype=edge.dtype)
 
 
-def _add_to_leaf(leaf, g):
-    # a copy the first time and a new sum later: g may be a view, or the array of somebody else's .grad
+def _add_to_leaf(leaf, g, owned):
+    # never in place: the .grad that is there may be held by others
     xp = array_module(leaf.data)
-    leaf.grad = xp.array(g, order="K") if leaf.grad is None else xp.asarray(leaf.grad + g)
+    if leaf.grad is not None:
+        leaf.grad = xp.asarray(leaf.grad + g)
+    else:
+        leaf.grad = g if owned else xp.array(g, order="K")
 
 
 def _topological_order(root):
@@ -245,8 +252,8 @@ def record(data, name, inputs, backward):
         name: the op's name, for ``graph`` and error messages.
         inputs: the Tensors it was computed from.
         backward: function of the result's gradient; returns one gradient (or None) for each input. Where an input
-            was broadcast the engine sums over the added axes. The function should hold on to arrays, not Tensors,
-            and to no more of them than it needs.
+            was broadcast the engine sums over the added axes. It returns new arrays or views of the gradient it got, never
+            views of anything it keeps, and it should hold on to arrays, not Tensors, and to no more than it needs.
     """
     out = Tensor(data)
     if _recording and data.dtype.kind == "f" and any(x.requires_grad for x in inputs):

@@ -1,22 +1,24 @@
 """Threads for the NumPy kernels: the batch is split over a few Python threads.
 
-NumPy releases the GIL inside ufuncs, copies and BLAS calls, so plain Python threads do run
-side by side there. Two levels of threads would fight for the cores, so BLAS itself is held at one
-thread while a kernel runs its own.
+NumPy releases the GIL inside ufuncs, copies and BLAS calls, so plain Python threads do run side by side there. Two
+levels of threads would fight for the cores, so BLAS itself is held at one thread while a kernel runs its own.
 """
 
 import math
 import os
+import queue
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["get_num_threads", "parallel", "scratch", "set_num_threads"]
+__all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num_threads"]
+
+SLICES = 4  # for each thread
 
 _blas = ThreadpoolController()
-_pool = None
+_tasks = queue.SimpleQueue()  # functions without arguments, for the workers
+_workers = 0
 _num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _local = threading.local()
 
@@ -28,41 +30,69 @@ def get_num_threads():
 
 def set_num_threads(n):
     """Let the NumPy kernels use ``n`` threads; raises ValueError unless n is an integer >= 1."""
-    global _num_threads, _pool
+    global _num_threads
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"set_num_threads expects an integer >= 1, got {n!r}")
-    if _pool is not None:
-        _pool.shutdown()
-    _num_threads, _pool = n, None
+    _num_threads = n
+
+
+def one_blas_thread():
+    """Context in which BLAS uses one thread."""
+    return _blas.limit(limits=1, user_api="blas")
 
 
 def parallel(function, n):
-    """Call ``function(start, stop)`` on contiguous slices of range(n), one slice for each thread.
+    """Call ``function(start, stop)`` on contiguous slices of range(n), a few for each thread, and return the results.
 
-    The split depends only on n and the number of threads, so that sums come out the same bits every
-    time. The calling thread takes the last slice itself. Results come back as a list, in order.
+    A thread that is done with its slice takes the next one, so that none waits long for a slower one. The slices depend
+    only on n and the number of threads, and the results come in their order: sums over them are the same bits every
+    time. The calling thread works too; the first error is raised once nobody writes into the arrays any more.
     """
-    global _pool
-    workers = max(1, min(_num_threads, n))
-    edges = [n * i // workers for i in range(workers + 1)]
-    with _blas.limit(limits=1, user_api="blas"):
-        if workers == 1:
+    with one_blas_thread():
+        if _num_threads == 1 or n == 1:
             return [function(0, n)]
-        if _pool is None:
-            _pool = ThreadPoolExecutor(_num_threads - 1, thread_name_prefix="npdiffusion")
-        others = [_pool.submit(function, *pair) for pair in zip(edges[:-2], edges[1:-1])]
-        try:
-            last = function(edges[-2], edges[-1])
-        finally:  # never leave a thread behind that still writes into an output array
-            results = [other.result() for other in others]
-        return results + [last]
+        parts = min(n, SLICES * _num_threads)
+        results, finished = [None] * parts, queue.SimpleQueue()
+        slices = iter([(i, n * i // parts, n * (i + 1) // parts) for i in range(parts)])
+
+        def work():
+            for i, start, stop in slices:  # next() of a list's iterator is atomic
+                try:
+                    results[i] = function(start, stop)
+                    finished.put(None)
+                except BaseException as error:
+                    finished.put(error)
+
+        _hire(_num_threads - 1)
+        for _ in range(_num_threads - 1):
+            _tasks.put(work)
+        work()
+        errors = [error for error in (finished.get() for _ in range(parts)) if error is not None]
+    if errors:
+        raise errors[0]
+    return results
+
+
+def _hire(n):
+    """Have at least n workers. A queue wakes them in a few microseconds, a concurrent.futures pool in three times that."""
+    global _workers
+    while _workers < n:
+        _workers += 1
+        threading.Thread(target=_work, name=f"npdiffusion-{_workers}", daemon=True).start()
+
+
+def _work():
+    while True:
+        task = _tasks.get()
+        task()
+        del task  # hold on to no arrays while waiting
 
 
 def scratch(name, shape, dtype):
     """An uninitialised array in a buffer that this thread keeps under ``name`` and uses again.
 
-    Reused memory stays in cache and costs no page faults. Its content lasts until the same thread
-    asks for the same name again, so it must never leave the kernel that asked.
+    Reused memory stays in cache and costs no page faults. Its content lasts until the same thread asks for the same
+    name again, so it must never leave the kernel that asked.
     """
     buffers = _local.__dict__
     size = math.prod(shape) * np.dtype(dtype).itemsize

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..tensor import Tensor
 
-__all__ = ["as_tensor", "axes_of", "check_float", "check_image", "pair"]
+__all__ = ["as_tensor", "axes_of", "axis_of", "check_float", "check_image", "check_tensor", "pair"]
 
 
 def as_tensor(x, like=None):
@@ -14,8 +14,8 @@ def as_tensor(x, like=None):
     if isinstance(x, np.generic) and x.ndim == 0:
         x = x.item()
     if like is not None and isinstance(x, (bool, int, float)):
-        kind = like.dtype if like.dtype.kind == "f" or not isinstance(x, float) else np.dtype(np.float32)
-        return Tensor(np.asarray(x, dtype=kind))
+        fits = like.dtype.kind == "f" or like.dtype.kind in "iu" and not isinstance(x, float)
+        return Tensor(np.asarray(x, dtype=like.dtype)) if fits else Tensor(x)
     return Tensor(x)
 
 
@@ -28,6 +28,13 @@ def axes_of(dim, ndim):
     return axes
 
 
+def axis_of(dim, ndim):
+    """One ``dim`` as an axis from 0 to ndim − 1."""
+    if not isinstance(dim, (int, np.integer)):
+        raise TypeError(f"dim must be an integer here, got {dim!r}")
+    return axes_of(dim, ndim)[0]
+
+
 def pair(value, name, least=1):
     """An int or a pair of ints, each at least ``least``, as a tuple of two."""
     both = (value, value) if isinstance(value, (int, np.integer)) else value
@@ -35,9 +42,16 @@ def pair(value, name, least=1):
         a, b = both
         if isinstance(a, (int, np.integer)) and isinstance(b, (int, np.integer)) and min(a, b) >= least:
             return int(a), int(b)
-    except TypeError:
+    except (TypeError, ValueError):  # not a pair
         pass
     raise ValueError(f"{name} must be an integer or a pair of integers, at least {least}; got {value!r}")
+
+
+def check_tensor(op, *inputs):
+    """TypeError unless all inputs are Tensors."""
+    for x in inputs:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{op} expects a Tensor, got {type(x).__name__}; wrap it: Tensor(...)")
 
 
 def check_float(op, **tensors):

@@ -2,9 +2,9 @@
 
 import math
 
-from ..backend import array_module, default_generator
+from ..backend import array_module, default_generator, kernels
 from ..tensor import record
-from ._arguments import axes_of, check_float
+from ._arguments import axis_of, check_float
 
 __all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
 
@@ -75,18 +75,15 @@ def softplus(input):
 def softmax(input, dim):
     """e^x / Σ e^x along ``dim``."""
     check_float("softmax", input=input)
-    axes_of(dim, input.ndim)
-    x = input.data
-    xp = array_module(x)
-    y = xp.exp(x - x.max(dim, keepdims=True))
-    y /= y.sum(dim, keepdims=True)
-    return record(y, "softmax", (input,), lambda g: (y * (g - (g * y).sum(dim, keepdims=True)),))
+    dim = axis_of(dim, input.ndim)
+    y = kernels(input.data).softmax(input.data, dim)
+    return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim),))
 
 
 def log_softmax(input, dim):
     """x − log Σ e^x along ``dim``."""
     check_float("log_softmax", input=input)
-    axes_of(dim, input.ndim)
+    dim = axis_of(dim, input.ndim)
     x = input.data
     xp = array_module(x)
     shifted = x - x.max(dim, keepdims=True)
@@ -105,5 +102,7 @@ def dropout(input, p=0.5, training=True, generator=None):
     if not training or p == 0:
         return input
     keep = (generator or default_generator()).random(input.shape, dtype=input.dtype) >= p
-    mask = keep.astype(input.dtype) * (1 / (1 - p) if p < 1 else 0.0)
+    mask = array_module(input.data).empty_like(input.data)  # in the input's memory layout
+    mask[...] = keep
+    mask *= 1 / (1 - p) if p < 1 else 0.0
     return record(input.data * mask, "dropout", (input,), lambda g: (g * mask,))

@@ -1,16 +1,22 @@
 """Arithmetic, element by element. Operands broadcast as in NumPy; the engine sums gradients back."""
 
+import numpy as np
+
 from ..backend import array_module, kernels
 from ..tensor import Tensor, record
-from ._arguments import as_tensor
+from ._arguments import as_tensor, check_float, check_tensor
 
-__all__ = ["abs", "add", "clamp", "div", "exp", "log", "maximum", "minimum", "mul", "neg", "pow", "sqrt", "sub", "where"]
+__all__ = ["abs", "add", "clamp", "div", "exp", "log", "maximum", "minimum", "mul", "neg", "pow", "sqrt", "sub",
+           "where"]
 
 
 def _operands(input, other):
-    """Both as Tensors; a number takes the other's dtype."""
-    input = as_tensor(input, like=other if isinstance(other, Tensor) else None)
-    return input, as_tensor(other, like=input)
+    """Both as Tensors; a number takes the other's dtype, integers beside floating-point take that one's."""
+    a = as_tensor(input, like=other if isinstance(other, Tensor) else None)
+    b = as_tensor(other, like=a)
+    if "f" in (a.dtype.kind, b.dtype.kind):  # NumPy would make float64 of int64 and float32
+        a, b = (a if a.dtype.kind == "f" else a.to(b.dtype)), (b if b.dtype.kind == "f" else b.to(a.dtype))
+    return a, b
 
 
 def add(input, other):
@@ -41,6 +47,7 @@ def div(input, other):
 
 def neg(input):
     """−input."""
+    check_tensor("neg", input)
     return record(-input.data, "neg", (input,), lambda g: (-g,))
 
 
@@ -62,24 +69,28 @@ def pow(input, exponent):
 
 def exp(input):
     """e^input."""
+    check_float("exp", input=input)
     y = array_module(input.data).exp(input.data)
     return record(y, "exp", (input,), lambda g: (g * y,))
 
 
 def log(input):
     """The natural logarithm."""
+    check_float("log", input=input)
     x = input.data
     return record(array_module(x).log(x), "log", (input,), lambda g: (g / x,))
 
 
 def sqrt(input):
     """√input; the gradient 1/(2√x) is infinite at 0, as in PyTorch."""
+    check_float("sqrt", input=input)
     y = array_module(input.data).sqrt(input.data)
     return record(y, "sqrt", (input,), lambda g: (g / (2 * y),))
 
 
 def abs(input):
     """|input|; the gradient at 0 is 0."""
+    check_tensor("abs", input)
     x = input.data
     xp = array_module(x)
     return record(xp.abs(x), "abs", (input,), lambda g: (g * xp.sign(x),))
@@ -87,9 +98,14 @@ def abs(input):
 
 def clamp(input, min=None, max=None):
     """input limited to [min, max] (numbers, or None for no limit); no gradient outside, full at the limits."""
+    check_tensor("clamp", input)
     if min is None and max is None:
         raise ValueError("clamp needs min, max or both")
     x = input.data
+    number = (int, float, np.generic) if x.dtype.kind == "f" else (int, np.integer)
+    if not all(limit is None or isinstance(limit, number) for limit in (min, max)):
+        raise TypeError(f"clamp of a {x.dtype} Tensor expects numbers of its kind, got min={min!r}, max={max!r}")
+    min, max = (limit.item() if isinstance(limit, np.generic) else limit for limit in (min, max))
     inside = True
     if min is not None:
         inside = inside & (x >= min)
@@ -114,7 +130,7 @@ def _extreme(name, input, other, sign):
     xp = array_module(x)
 
     def backward(g):
-        share = (xp.sign(sign * (x - y)) * 0.5 + 0.5).astype(g.dtype)  # 1 where x wins, 0 where y does, else 1/2
+        share = ((x > y if sign > 0 else x < y) + 0.5 * (x == y)).astype(g.dtype)  # 1 where x wins, 1/2 for equals
         return g * share, g * (1 - share)
 
     return record(getattr(xp, name)(x, y), name, (a, b), backward)

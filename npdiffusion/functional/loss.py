@@ -59,7 +59,7 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
     return _reduced(out, reduction)
 
 
-def cross_entropy(input, target, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def cross_entropy(input, target, *, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     """−Σ_c q_c·log softmax(input)_c, with q the target's distribution.
 
     Args:

@@ -41,6 +41,8 @@ def _group_norm(op, input, num_groups, weight, bias, eps, silu):
         if p is not None and p.shape not in allowed:
             raise ValueError(f"{op} expects a {name} of shape {' or '.join(map(str, allowed))}, got {p.shape}")
     shape = input.shape
+    if not input.data.size:
+        raise ValueError(f"{op}: an input of shape {input.shape} has no elements")
     x = input.data if input.ndim == 4 else input.data.reshape(n, c, -1, 1)
     xp = array_module(x)
     w = xp.ones((1, c), x.dtype) if weight is None else weight.data.reshape(-1, c)

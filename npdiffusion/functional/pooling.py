@@ -21,7 +21,7 @@ def _arguments(op, input, kernel_size, stride, padding, dilation, ceil_mode):
         n = (-(-room // s) if ceil_mode else room // s) + 1
         if ceil_mode and (n - 1) * s >= size + p:  # a window must start inside the input or its front padding
             n -= 1
-        if room < 0 or n < 1:
+        if n < 1:
             raise ValueError(f"{op}: an input of shape {input.shape} with padding {padding} is smaller than "
                              f"the kernel {kernel} with dilation {dilation}")
         out.append(n)
@@ -80,7 +80,7 @@ def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
 
 
 def interpolate(input, size=None, scale_factor=None, mode="nearest"):
-    """Resize by nearest neighbour: y[p] = x[⌊p·in/out⌋] (with scale_factor: x[⌊p/scale_factor⌋]).
+    """Resize by nearest neighbour: y[p] = x[⌊p·in/out⌋], with scale_factor x[⌊p/scale_factor⌋].
 
     input (N, C, H, W) or (C, H, W); give ``size`` (int or pair) or ``scale_factor`` (number or pair), not both.
     """
@@ -90,22 +90,27 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest"):
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate expects either size or scale_factor")
     inside = input.shape[-2:]
+    xp = array_module(input.data)
     if size is None:
         factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
+        if len(factors) != 2 or not min(factors) > 0:
+            raise ValueError(f"scale_factor must be a positive number or a pair of them, got {scale_factor!r}")
         size = tuple(int(n * f) for n, f in zip(inside, factors))
-        ratios = [1 / f for f in factors]
+        sources = [xp.minimum((xp.arange(o) / f).astype(int), n - 1) for o, f, n in zip(size, factors, inside)]
     else:
         size = pair(size, "size")
-        ratios = [n / o for n, o in zip(inside, size)]
+        sources = [xp.arange(o) * n // o for o, n in zip(size, inside)]
     if min(size) < 1:
         raise ValueError(f"interpolate to {size} leaves nothing of the input {input.shape}")
-    x = input.data
-    xp = array_module(x)
-    rows, columns = (xp.minimum((xp.arange(o) * r).astype(int), n - 1) for o, r, n in zip(size, ratios, inside))
+    rows, columns = sources
+    x = xp.moveaxis(input.data, -3, -1)  # channels last, as in memory: whole pixels are copied
 
-    def backward(g):  # a source pixel collects from all its copies: one-hot matrices on both sides, R·g·Cᵀ
+    def backward(g):  # a source pixel collects from all its copies: one-hot matrices for rows and columns
+        g = xp.moveaxis(g, -3, -1)
         onto_rows = (xp.arange(inside[0])[:, None] == rows).astype(g.dtype)
         onto_columns = (xp.arange(inside[1])[:, None] == columns).astype(g.dtype)
-        return (onto_rows @ g @ onto_columns.T,)
+        dx = onto_rows @ g.reshape(g.shape[:-2] + (-1,))  # (..., H, W_out·C)
+        dx = onto_columns @ dx.reshape(dx.shape[:-1] + g.shape[-2:])  # (..., H, W, C)
+        return (xp.moveaxis(dx, -1, -3),)
 
-    return record(x[..., rows[:, None], columns], "interpolate", (input,), backward)
+    return record(xp.moveaxis(x.take(rows, -3).take(columns, -2), -1, -3), "interpolate", (input,), backward)

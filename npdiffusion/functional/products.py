@@ -20,6 +20,8 @@ def matmul(input, other):
     a, b = as_tensor(input), as_tensor(other)
     check_float("matmul", input=a, other=b)
     x, y = a.data, b.data
+    if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
+        raise ValueError(f"matmul expects (..., n, k) @ (..., k, m), got {x.shape} @ {y.shape}")
 
     def backward(g):
         rows, columns = (x[None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
@@ -55,11 +57,14 @@ def linear(input, weight, bias=None):
         return product(g, w).reshape(shape), product(g.T, x), g.sum(0)
 
     inputs = (input, weight) if bias is None else (input, weight, bias)
-    return record(y.reshape(shape[:-1] + (-1,)), "linear", inputs, backward)
+    return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward)
 
 
 def embedding(input, weight):
     """Rows of weight (num, dim) by the integers input (…) -> (…, dim). dW adds up the rows that were taken."""
+    check_float("embedding", weight=weight)
+    if weight.ndim != 2:
+        raise ValueError(f"embedding expects a weight of shape (num, dim), got {weight.shape}")
     index, w = as_tensor(input).data, weight.data
     if index.dtype.kind not in "iu":
         raise TypeError(f"embedding expects integers, got {index.dtype}")
@@ -88,16 +93,20 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     Returns (…, L, V).
     """
     check_float("scaled_dot_product_attention", query=query, key=key, value=value)
-    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+    if min(query.ndim, key.ndim, value.ndim) < 2 or query.shape[-1] != key.shape[-1] or (
+            key.shape[-2] != value.shape[-2]):
         raise ValueError(f"attention expects query (..., L, E), key (..., S, E), value (..., S, V), got "
                          f"{query.shape}, {key.shape}, {value.shape}")
     if is_causal and attn_mask is not None:
         raise ValueError("attention takes attn_mask or is_causal=True, not both")
-    scores = matmul(query, key.transpose(-1, -2)) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = matmul(query * scale, key.transpose(-1, -2))
     if is_causal:
         attn_mask = Tensor(array_module(scores.data).tri(*scores.shape[-2:], dtype=bool))
     if attn_mask is not None:
         attn_mask = as_tensor(attn_mask)
+        if attn_mask.dtype not in (bool, scores.dtype):
+            raise TypeError(f"attention expects attn_mask of dtype bool or {scores.dtype}, got {attn_mask.dtype}")
         if attn_mask.dtype == bool:
             attn_mask = Tensor(np.where(attn_mask.data, 0.0, -np.inf).astype(scores.dtype))
         scores = scores + attn_mask

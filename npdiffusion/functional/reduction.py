@@ -4,7 +4,7 @@ from collections import namedtuple
 
 from ..backend import array_module
 from ..tensor import Tensor, record
-from ._arguments import axes_of, check_float
+from ._arguments import axes_of, axis_of, check_float, check_tensor
 
 __all__ = ["max", "mean", "min", "sum", "var"]
 
@@ -19,9 +19,11 @@ def _spread(g, x_shape, axes, keepdim):
 
 
 def sum(input, dim=None, keepdim=False):
-    """Σ input over the axes ``dim`` (all by default)."""
+    """Σ input over the axes ``dim`` (all by default); integers add up as int64."""
+    check_tensor("sum", input)
     shape, axes = input.shape, axes_of(dim, input.ndim)
-    return record(_array(input.data.sum(axes, keepdims=keepdim)), "sum", (input,),
+    dtype = None if input.dtype.kind == "f" else "int64"
+    return record(_array(input.data.sum(axes, dtype, keepdims=keepdim)), "sum", (input,),
                   lambda g: (_spread(g, shape, axes, keepdim),))
 
 
@@ -61,8 +63,11 @@ def min(input, dim=None, keepdim=False):
 
 
 def _extreme(name, input, dim, keepdim):
+    check_tensor(name, input)
     x = input.data
     xp = array_module(x)
+    if not x.size:
+        raise ValueError(f"{name} of a Tensor without elements (shape {x.shape}) is undefined")
     if dim is None:
         y = _array(getattr(x, name)())
 
@@ -72,7 +77,7 @@ def _extreme(name, input, dim, keepdim):
 
         return record(y, name, (input,), backward)
 
-    (axis,) = axes_of(dim, x.ndim)
+    axis = axis_of(dim, x.ndim)
     index = xp.expand_dims(getattr(x, "arg" + name)(axis), axis)
     y = xp.take_along_axis(x, index, axis)
 

@@ -1,10 +1,12 @@
 """Ops that only move elements: views, indexing, joining and padding."""
 
+import math
+
 import numpy as np
 
 from ..backend import array_module, kernels
 from ..tensor import Tensor, record
-from ._arguments import axes_of, check_float
+from ._arguments import axes_of, axis_of, check_float, check_tensor
 
 __all__ = ["cat", "expand", "flatten", "getitem", "pad", "permute", "reshape", "squeeze", "stack", "transpose",
            "unsqueeze"]
@@ -17,22 +19,26 @@ def _ints(numbers):
 
 def reshape(input, *shape):
     """The elements in row-major (NCHW) order under another shape; one entry may be −1."""
+    check_tensor("reshape", input)
     own = input.shape
     return record(input.data.reshape(_ints(shape)), "reshape", (input,), lambda g: (g.reshape(own),))
 
 
 def flatten(input, start_dim=0, end_dim=-1):
     """Axes start_dim … end_dim as one."""
+    check_tensor("flatten", input)
     if input.ndim == 0:
         return reshape(input, 1)
-    first, last = axes_of(start_dim, input.ndim)[0], axes_of(end_dim, input.ndim)[0]
+    first, last = axis_of(start_dim, input.ndim), axis_of(end_dim, input.ndim)
     if first > last:
         raise ValueError(f"flatten expects start_dim <= end_dim, got {start_dim} and {end_dim}")
-    return reshape(input, input.shape[:first] + (-1,) + input.shape[last + 1:])
+    middle = math.prod(input.shape[first:last + 1])
+    return reshape(input, input.shape[:first] + (middle,) + input.shape[last + 1:])
 
 
 def permute(input, *dims):
     """The axes in the order ``dims``."""
+    check_tensor("permute", input)
     axes = axes_of(_ints(dims), input.ndim)
     if len(axes) != input.ndim:
         raise ValueError(f"permute expects all {input.ndim} axes, got {axes}")
@@ -42,24 +48,28 @@ def permute(input, *dims):
 
 def transpose(input, dim0, dim1):
     """Axes dim0 and dim1 exchanged."""
-    a, b = axes_of(dim0, input.ndim)[0], axes_of(dim1, input.ndim)[0]
+    check_tensor("transpose", input)
+    a, b = axis_of(dim0, input.ndim), axis_of(dim1, input.ndim)
     return record(input.data.swapaxes(a, b), "transpose", (input,), lambda g: (g.swapaxes(a, b),))
 
 
 def squeeze(input, dim=None):
     """Without the axes of length 1 (all of them, or those among ``dim``)."""
+    check_tensor("squeeze", input)
     axes = axes_of(dim, input.ndim)
     return reshape(input, tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in axes))
 
 
 def unsqueeze(input, dim):
     """With a new axis of length 1 at ``dim``."""
-    (axis,) = axes_of(dim, input.ndim + 1)
+    check_tensor("unsqueeze", input)
+    axis = axis_of(dim, input.ndim + 1)
     return reshape(input, input.shape[:axis] + (1,) + input.shape[axis:])
 
 
 def expand(input, *shape):
     """Axes of length 1 repeated to ``shape`` as a view; −1 keeps an axis, new axes come in front."""
+    check_tensor("expand", input)
     shape = _ints(shape)
     added = len(shape) - input.ndim
     if added < 0:
@@ -70,12 +80,13 @@ def expand(input, *shape):
 
 def getitem(input, index):
     """input[index]: integers, slices, None, ..., integer or bool arrays (or Tensors of them), as in NumPy."""
+    check_tensor("getitem", input)
     parts = index if isinstance(index, tuple) else (index,)
     parts = tuple(i.data if isinstance(i, Tensor) else i for i in parts)
     index = parts if isinstance(index, tuple) else parts[0]
     shape, dtype = input.shape, input.dtype
     xp = array_module(input.data)
-    fancy = any(isinstance(i, (list, xp.ndarray)) for i in parts)
+    fancy = any(isinstance(i, (list, tuple, xp.ndarray)) for i in parts)
 
     def backward(g):
         dx = xp.zeros(shape, dtype)
@@ -93,8 +104,9 @@ def cat(tensors, dim=0):
     tensors = tuple(tensors)
     if not tensors:
         raise ValueError("cat expects at least one Tensor")
+    check_tensor("cat", *tensors)
     first = tensors[0]
-    (axis,) = axes_of(dim, first.ndim)
+    axis = axis_of(dim, first.ndim)
     for x in tensors:
         if x.ndim != first.ndim or any(a != b for i, (a, b) in enumerate(zip(x.shape, first.shape)) if i != axis):
             raise ValueError(f"cat along axis {axis} expects equal shapes but for that axis, got "
@@ -110,7 +122,7 @@ def cat(tensors, dim=0):
 
 def stack(tensors, dim=0):
     """Tensors of one shape along a new axis ``dim``."""
-    return cat([unsqueeze(x, dim) for x in tensors], dim if dim >= 0 else dim)
+    return cat([unsqueeze(x, dim) for x in tensors], dim)
 
 
 def pad(input, pad, mode="constant", value=0.0):
@@ -121,10 +133,10 @@ def pad(input, pad, mode="constant", value=0.0):
     check_float("pad", input=input)
     if mode != "constant":
         raise ValueError(f"pad supports mode='constant' only, got {mode!r}")
-    if len(pad) % 2 or len(pad) > 2 * input.ndim:
+    if not isinstance(pad, (tuple, list)) or len(pad) % 2 or len(pad) > 2 * input.ndim:
         raise ValueError(f"pad expects pairs of numbers for at most {input.ndim} axes, got {pad!r}")
     pairs = [(0, 0)] * (input.ndim - len(pad) // 2) + [tuple(pad[i:i + 2]) for i in range(len(pad) - 2, -1, -2)]
-    if any(n + a + b < 0 for n, (a, b) in zip(input.shape, pairs)):
+    if any(n + min(a, 0) + min(b, 0) < 0 for n, (a, b) in zip(input.shape, pairs)):
         raise ValueError(f"pad {pad!r} crops more than the input's shape {input.shape} has")
     inner = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, pairs))
     outer = tuple(slice(max(a, 0), max(a, 0) + s.stop - s.start) for s, (a, _) in zip(inner, pairs))

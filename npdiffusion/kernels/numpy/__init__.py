@@ -10,9 +10,10 @@ from .elementwise import add, cat, channel_sums
 from .matmul import matmul
 from .norm import group_norm, group_norm_backward
 from .pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
+from .softmax import softmax, softmax_backward
 
 __all__ = [
     "add", "avg_pool2d", "avg_pool2d_backward", "cat", "channel_sums", "conv2d", "conv2d_backward",
     "conv_transpose2d", "conv_transpose2d_backward", "group_norm", "group_norm_backward", "matmul", "max_pool2d",
-    "max_pool2d_backward",
+    "max_pool2d_backward", "softmax", "softmax_backward",
 ]

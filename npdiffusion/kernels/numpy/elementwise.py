@@ -6,7 +6,7 @@ from ...threads import parallel
 
 __all__ = ["add", "cat", "channel_sums"]
 
-LARGE = 1 << 16  # elements; below, starting a thread costs more than it brings
+LARGE = 1 << 20  # elements; below, waking a thread costs more than it brings
 
 
 def add(a, b, out=None):

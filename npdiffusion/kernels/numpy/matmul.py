@@ -5,18 +5,23 @@ OpenBLAS's own threads spin for milliseconds after each product, and would take 
 
 import numpy as np
 
-from ...threads import parallel
+from ...threads import one_blas_thread, parallel
 
 __all__ = ["matmul"]
 
-LARGE = 1 << 18  # multiplications; below, OpenBLAS uses one thread by itself
+SMALL = 1 << 18  # multiplications; below, OpenBLAS uses one thread by itself
+LARGE = 1 << 24  # below, waking a thread costs more than it brings
 
 
 def matmul(a, b):
     """a @ b by NumPy's rules, split over the first axis of stacks, or over the rows of a."""
     stacked = a.ndim > 2 or b.ndim > 2
-    if min(a.ndim, b.ndim) < 2 or a.size * b.shape[-1] < LARGE or (stacked and a.shape[:-2] != b.shape[:-2]):
+    work = a.size * b.shape[-1]
+    if work < SMALL:
         return np.matmul(a, b)
+    if work < LARGE or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
+        with one_blas_thread():
+            return np.matmul(a, b)
     out = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
 
     def rows(start, stop):

@@ -1,0 +1,37 @@
+"""Softmax, over our own threads where the array is large."""
+
+import numpy as np
+
+from ...threads import parallel
+from .elementwise import LARGE
+
+__all__ = ["softmax", "softmax_backward"]
+
+
+def _over_batch(function, axis, out, *arrays):
+    """function(axis, out, *arrays) on slices of the first axis, if that is not the one to reduce over."""
+    if out.size < LARGE // 4 or axis % out.ndim == 0:
+        function(axis, out, *arrays)
+    else:
+        parallel(lambda start, stop: function(axis, out[start:stop], *(a[start:stop] for a in arrays)), len(out))
+    return out
+
+
+def softmax(x, axis):
+    """y = e^(x − max x) / Σ e^(x − max x) along ``axis``."""
+    def forward(axis, y, x):
+        np.subtract(x, x.max(axis, keepdims=True), out=y)
+        np.exp(y, out=y)
+        y /= y.sum(axis, keepdims=True)
+
+    return _over_batch(forward, axis, np.empty_like(x), x)
+
+
+def softmax_backward(g, y, axis):
+    """dx = y·(g − Σ g·y)."""
+    def backward(axis, dx, g, y):
+        np.multiply(g, y, out=dx)
+        np.subtract(g, dx.sum(axis, keepdims=True), out=dx)
+        dx *= y
+
+    return _over_batch(backward, axis, np.empty_like(y), g, y)

@@ -1,0 +1,259 @@
+"""Bad input raises an error that says what was expected; nothing silently gives another result. Also the edges of
+good input: ties, integers, empty arrays."""
+
+import numpy as np
+import pytest
+
+from npdiffusion import Tensor
+from npdiffusion import functional as F
+
+
+def zeros(*shape, dtype=np.float32):
+    return Tensor(np.zeros(shape, dtype))
+
+
+x, image, integers = zeros(2, 3), zeros(2, 4, 5, 5), Tensor([0, 1])
+f64 = zeros(2, 3, dtype=np.float64)
+q = zeros(2, 5, 4)
+
+BAD = {  # what is done: (error, part of its message, call)
+    "shapes that do not broadcast": (ValueError, "broadcast", lambda: x + zeros(2, 4)),
+    "not a tensor": (TypeError, "Tensor", lambda: F.relu(np.zeros(3))),
+    "not a tensor either": (TypeError, "Tensor", lambda: F.sum(np.zeros(3))),
+    "list of arrays": (TypeError, "Tensor", lambda: F.cat([np.zeros(3), np.zeros(3)])),
+    "exp of integers": (TypeError, "floating-point", lambda: F.exp(integers)),
+    "mean of integers": (TypeError, "floating-point", lambda: F.mean(integers)),
+    "float limits for integers": (TypeError, "clamp of a int64", lambda: integers.clamp(0.5)),
+    "clamp without limits": (ValueError, "min, max", lambda: x.clamp()),
+    "clamp by a Tensor": (TypeError, "numbers", lambda: x.clamp(x)),
+    "where by numbers": (TypeError, "bool", lambda: F.where(x, x, x)),
+    "exact gelu": (ValueError, "tanh", lambda: F.gelu(x, approximate="none")),
+    "softmax along no axis": (TypeError, "integer", lambda: F.softmax(x, None)),
+    "softmax along two axes": (TypeError, "integer", lambda: F.softmax(x, (0, 1))),
+    "axis out of range": (ValueError, "axes", lambda: F.softmax(x, 2)),
+    "the same axis twice": (ValueError, "distinct", lambda: F.sum(x, (0, -2))),
+    "dropout probability": (ValueError, "0 <= p <= 1", lambda: F.dropout(x, 1.5)),
+    "max of two Tensors": (TypeError, "integer", lambda: F.max(x, x)),
+    "max of nothing": (ValueError, "without elements", lambda: F.max(zeros(0))),
+    "variance of one": (ValueError, "undefined", lambda: F.var(zeros(1))),
+    "reshape to another size": (ValueError, "reshape", lambda: x.reshape(4)),
+    "flatten backwards": (ValueError, "start_dim", lambda: F.flatten(x, 1, 0)),
+    "permute not all axes": (ValueError, "all 2 axes", lambda: x.permute(0)),
+    "expand a real axis": (ValueError, "broadcast", lambda: x.expand(2, 4)),
+    "expand to fewer axes": (ValueError, "fewer axes", lambda: x.expand(3)),
+    "index out of range": (IndexError, "out of bounds", lambda: x[5]),
+    "cat of nothing": (ValueError, "at least one", lambda: F.cat([])),
+    "cat of different shapes": (ValueError, "equal shapes", lambda: F.cat([x, zeros(2, 4)])),
+    "stack of different shapes": (ValueError, "equal shapes", lambda: F.stack([x, zeros(2, 4)])),
+    "pad by a number": (ValueError, "pairs", lambda: F.pad(x, 1)),
+    "pad by three numbers": (ValueError, "pairs", lambda: F.pad(x, (1, 1, 1))),
+    "pad by reflection": (ValueError, "constant", lambda: F.pad(x, (1, 1), mode="reflect")),
+    "crop too much": (ValueError, "crops more", lambda: F.pad(x, (5, -4))),
+    "matmul sizes": (ValueError, "matmul expects", lambda: x @ x),
+    "matmul with a number": (ValueError, "matmul expects", lambda: x @ zeros()),
+    "matmul dtypes": (TypeError, "float64", lambda: x @ zeros(3, 2, dtype=np.float64)),
+    "linear sizes": (ValueError, "linear expects", lambda: F.linear(x, zeros(4, 2))),
+    "linear bias": (ValueError, "bias", lambda: F.linear(x, zeros(4, 3), zeros(3))),
+    "linear dtypes": (TypeError, "float64", lambda: F.linear(x, zeros(4, 3, dtype=np.float64))),
+    "embedding by floats": (TypeError, "integers", lambda: F.embedding(x, x)),
+    "embedding out of range": (ValueError, "0 to 1", lambda: F.embedding(Tensor([2]), x)),
+    "embedding below range": (ValueError, "0 to 1", lambda: F.embedding(Tensor([-1]), x)),
+    "embedding by a vector": (ValueError, "(num, dim)", lambda: F.embedding(Tensor([0]), zeros(3))),
+    "attention sizes": (ValueError, "attention expects",
+                        lambda: F.scaled_dot_product_attention(q, zeros(2, 5, 3), q)),
+    "attention on vectors": (ValueError, "attention expects", lambda: F.scaled_dot_product_attention(*[zeros(3)] * 3)),
+    "attention with two masks": (ValueError, "not both", lambda: F.scaled_dot_product_attention(
+        q, q, q, attn_mask=zeros(5, 5), is_causal=True)),
+    "attention with a mask of integers": (TypeError, "bool or float32", lambda: F.scaled_dot_product_attention(
+        q, q, q, attn_mask=zeros(5, 5, dtype=np.int64))),
+    "conv on two axes": (ValueError, "(N, C, H, W)", lambda: F.conv2d(x, zeros(1, 1, 3, 3))),
+    "conv channels": (ValueError, "expects 3 input channels", lambda: F.conv2d(image, zeros(8, 3, 3, 3))),
+    "conv weight axes": (ValueError, "weight of shape", lambda: F.conv2d(image, zeros(8, 4, 3))),
+    "conv bias": (ValueError, "bias", lambda: F.conv2d(image, zeros(8, 4, 3, 3), zeros(4))),
+    "conv groups": (ValueError, "groups", lambda: F.conv2d(image, zeros(8, 2, 3, 3), groups=3)),
+    "conv stride 0": (ValueError, "stride", lambda: F.conv2d(image, zeros(8, 4, 3, 3), stride=0)),
+    "conv stride of three": (ValueError, "stride", lambda: F.conv2d(image, zeros(8, 4, 3, 3), stride=(1, 1, 1))),
+    "conv fractional padding": (ValueError, "padding", lambda: F.conv2d(image, zeros(8, 4, 3, 3), padding=0.5)),
+    "conv padding by name": (ValueError, "'same' or 'valid'", lambda: F.conv2d(
+        image, zeros(8, 4, 3, 3), padding="full")),
+    "same padding with stride": (ValueError, "needs stride 1", lambda: F.conv2d(
+        image, zeros(8, 4, 3, 3), stride=2, padding="same")),
+    "conv kernel too large": (ValueError, "smaller than the kernel", lambda: F.conv2d(image, zeros(8, 4, 7, 7))),
+    "conv dtypes": (TypeError, "float64", lambda: F.conv2d(image, zeros(8, 4, 3, 3, dtype=np.float64))),
+    "conv of integers": (TypeError, "floating-point", lambda: F.conv2d(
+        zeros(1, 1, 3, 3, dtype=int), zeros(1, 1, 3, 3, dtype=int))),
+    "transposed conv channels": (ValueError, "expects 3", lambda: F.conv_transpose2d(image, zeros(3, 8, 2, 2))),
+    "output_padding": (ValueError, "output_padding", lambda: F.conv_transpose2d(
+        image, zeros(4, 8, 2, 2), stride=2, output_padding=2)),
+    "nothing left": (ValueError, "no output", lambda: F.conv_transpose2d(
+        zeros(1, 4, 1, 1), zeros(4, 8, 2, 2), padding=1)),
+    "pool padding": (ValueError, "half the kernel", lambda: F.max_pool2d(image, 2, padding=2)),
+    "pool too large": (ValueError, "smaller than", lambda: F.avg_pool2d(image, 6)),
+    "pool divisor 0": (ValueError, "divisor", lambda: F.avg_pool2d(image, 2, divisor_override=0)),
+    "bilinear": (ValueError, "nearest", lambda: F.interpolate(image, 4, mode="bilinear")),
+    "neither size nor scale": (ValueError, "either", lambda: F.interpolate(image)),
+    "size and scale": (ValueError, "either", lambda: F.interpolate(image, 4, 2)),
+    "scale 0": (ValueError, "positive", lambda: F.interpolate(image, scale_factor=0)),
+    "three scales": (ValueError, "pair", lambda: F.interpolate(image, scale_factor=(2, 2, 2))),
+    "nothing left of it": (ValueError, "leaves nothing", lambda: F.interpolate(image, scale_factor=0.1)),
+    "group_norm groups": (ValueError, "divides 4", lambda: F.group_norm(image, 3)),
+    "group_norm weight": (ValueError, "weight of shape", lambda: F.group_norm(image, 2, zeros(2))),
+    "group_norm weight for each sample": (ValueError, "weight of shape", lambda: F.group_norm(image, 2, zeros(2, 4))),
+    "group_norm of a vector": (ValueError, "(N, C, ...)", lambda: F.group_norm(zeros(4), 2)),
+    "group_norm of nothing": (ValueError, "no elements", lambda: F.group_norm(zeros(0, 4, 5, 5), 2)),
+    "group_norm dtypes": (TypeError, "float64", lambda: F.group_norm(image, 2, zeros(4, dtype=np.float64))),
+    "layer_norm shape": (ValueError, "last axes", lambda: F.layer_norm(x, 2)),
+    "layer_norm weight": (ValueError, "weight of shape", lambda: F.layer_norm(x, 3, zeros(2))),
+    "loss shapes": (ValueError, "one shape", lambda: F.mse_loss(x, zeros(2, 1))),
+    "loss dtypes": (TypeError, "float64", lambda: F.l1_loss(x, f64)),
+    "loss reduction": (ValueError, "reduction", lambda: F.mse_loss(x, x, reduction="average")),
+    "gradient for a target": (ValueError, "detach", lambda: F.binary_cross_entropy_with_logits(
+        x, Tensor(np.zeros((2, 3), np.float32), requires_grad=True))),
+    "class out of range": (ValueError, "0 to 2", lambda: F.cross_entropy(x, Tensor([0, 3]))),
+    "class shape": (ValueError, "shape (2,)", lambda: F.cross_entropy(x, Tensor([0, 1, 2]))),
+    "class weights": (TypeError, "positional", lambda: F.cross_entropy(x, Tensor([0, 1]), zeros(3))),
+    "smoothing": (ValueError, "label_smoothing", lambda: F.cross_entropy(x, Tensor([0, 1]), label_smoothing=2)),
+    "float16": (TypeError, "float32", lambda: zeros(3, dtype=np.float16)),
+    "integer gradients": (TypeError, "floating-point", lambda: Tensor([1, 2], requires_grad=True)),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input(what):
+    error, message, call = BAD[what]
+    with pytest.raises(error) as caught:
+        call()
+    assert message in str(caught.value)
+
+
+# Dtypes
+
+
+def test_numbers_and_integers_take_the_floating_dtype():
+    for other in (2, 2.5, True, np.float64(2.5), np.int64(2), integers.reshape(2, 1), Tensor([[True], [False]])):
+        for op in (F.add, F.sub, F.mul, F.maximum, F.minimum, F.pow):
+            assert op(x, other).dtype == op(other, x).dtype == np.float32
+    assert F.div(x, integers.reshape(2, 1) + 1).dtype == F.div(1, x + 1).dtype == np.float32
+    assert F.where(Tensor([True]), x, 0.5).dtype == F.where(Tensor([True]), integers[:1], x).dtype == np.float32
+    assert x.clamp(np.float64(0), np.float64(1)).dtype == np.float32
+    assert (x + f64).dtype == np.float64
+
+
+def test_integers():
+    assert (integers + 1).dtype == (integers * integers).dtype == integers.sum().dtype == np.int64
+    assert (integers / 2).dtype == (integers * 0.5).dtype == np.float32
+    assert (Tensor([True, True]) + 2).data.tolist() == [3, 3]
+    assert Tensor([1, 2, 5]).clamp(2, 4).data.tolist() == [2, 2, 4]
+    assert F.max(Tensor([3, 7, 5])).item() == 7
+
+
+def test_scalars_keep_float64():
+    a = Tensor(np.array(0.1), requires_grad=True)
+    b = (a * 3 + 1).exp().log()
+    assert b.dtype == np.float64 and b.item() == pytest.approx(1.3, rel=1e-15)
+    b.backward()
+    assert a.grad.dtype == np.float64
+
+
+# Ties: which of equal elements gets the gradient
+
+
+def gradient(function, values):
+    t = Tensor(np.array(values, np.float32), requires_grad=True)
+    function(t).sum().backward()
+    return t.grad.tolist()
+
+
+def test_ties():
+    assert gradient(lambda t: t.max(0).values, [1, 3, 3, 3]) == [0, 1, 0, 0]  # the first
+    assert gradient(lambda t: t.min(0).values, [2, 1, 1, 3]) == [0, 1, 0, 0]
+    assert gradient(lambda t: t.max(), [1, 3, 3, 1]) == [0, 0.5, 0.5, 0]  # all alike
+    assert gradient(lambda t: t.min(), [1, 3, 3, 1]) == [0.5, 0, 0, 0.5]
+    assert gradient(lambda t: F.maximum(t, Tensor([1.0, 2.0, 0.0])), [1, 1, 1]) == [0.5, 0, 1]
+    assert gradient(lambda t: F.minimum(t, Tensor([1.0, 2.0, 0.0])), [1, 1, 1]) == [0.5, 1, 0]
+    assert gradient(lambda t: F.maximum(t, Tensor([np.inf, np.inf])), [np.inf, 1]) == [0.5, 0]
+    assert gradient(F.relu, [-1, 0, 1]) == [0, 0, 1]
+    assert gradient(F.abs, [-1, 0, 1]) == [-1, 0, 1]
+    assert gradient(lambda t: t.clamp(0, 1), [-1, 0, 1, 2]) == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_max_pool_gives_ties_to_the_first(channels_last):
+    values = np.array([[1, 1, 0, 2], [1, 1, 2, 2]], np.float32)[None, None]
+    values = np.repeat(values, 3, 1)
+    if channels_last:
+        values = np.ascontiguousarray(values.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    t = Tensor(values, requires_grad=True)
+    F.max_pool2d(t, 2).sum().backward()
+    assert t.grad[0, 1].tolist() == [[1, 0, 0, 1], [0, 0, 0, 0]]
+    t = Tensor(np.zeros((1, 1, 3, 3), np.float32), requires_grad=True)  # the padding never wins
+    F.max_pool2d(t, 3, 1, padding=1).sum().backward()
+    assert t.grad[0, 0].tolist() == [[4, 2, 0], [2, 1, 0], [0, 0, 0]]
+
+
+# Numbers at the edge
+
+
+def test_no_overflow():
+    large = Tensor(np.array([-1e4, -100, 100, 1e4], np.float32))
+    with np.errstate(over="raise", invalid="raise"):
+        assert F.sigmoid(large).data.tolist() == [0, pytest.approx(0, abs=1e-7), 1, 1]
+        assert F.softplus(large).data.tolist() == [0, pytest.approx(0, abs=1e-7), 100, 1e4]
+        assert F.silu(large).data.tolist() == pytest.approx([0, 0, 100, 1e4], abs=1e-5)
+        assert F.softmax(large, 0).data.tolist() == [0, 0, 0, 1]
+        assert np.isfinite(F.log_softmax(large, 0).data).all()
+        y = Tensor(np.array([0, 1, 0, 1], np.float32))
+        assert F.binary_cross_entropy_with_logits(large, y, reduction="none").data.tolist() == pytest.approx(
+            [0, 100, 100, 0], abs=1e-5)
+
+
+def test_group_norm_far_from_zero():
+    """Mean 1000, standard deviation 1 in float32: Σx² − (Σx)²/n would lose all digits."""
+    noise = np.random.default_rng(0).standard_normal((2, 4, 8, 8))
+    y = F.group_norm(Tensor((noise + 1000).astype(np.float32)), 2).data
+    should = F.group_norm(Tensor(noise), 2).data
+    np.testing.assert_allclose(y, should, atol=2e-3)
+
+
+def test_powers_at_zero():
+    assert gradient(lambda t: t**2, [0, 1]) == [0, 2]
+    assert gradient(lambda t: t**0, [0, 1]) == [0, 0]
+    assert gradient(lambda t: t**1, [0, 1]) == [1, 1]
+    assert gradient(lambda t: 0 ** t, [1, 2]) == [0, 0]
+
+
+def test_empty():
+    assert zeros(0, 3).sum(0).data.tolist() == [0, 0, 0]
+    assert zeros(0, 3).sum().item() == 0
+    assert F.linear(zeros(0, 3), zeros(4, 3)).shape == (0, 4)
+    assert F.flatten(zeros(0, 2, 3), 1).shape == (0, 6)
+    assert F.cat([zeros(0, 3), x]).shape == (2, 3)
+    assert F.pad(x, (-1, -2)).shape == (2, 0)
+    assert F.embedding(Tensor(np.zeros(0, int)), x).shape == (0, 3)
+    assert x[:0].shape == (0, 3)
+    assert (zeros(0, 3) @ zeros(3, 2)).shape == (0, 2)
+
+
+def test_nearest_is_exact():
+    """⌊p·in/out⌋ in integers: 49·(2/98) in floating point falls just short of 1."""
+    y = F.interpolate(Tensor(np.array([[[0.0, 1.0]]], np.float32)), (1, 98)).data[0, 0]
+    assert y.tolist() == [0] * 49 + [1] * 49
+
+
+def test_joint_index_arrays():
+    """Index arrays broadcast together, as in NumPy; an element taken twice collects twice."""
+    t = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3), requires_grad=True)
+    y = t[np.array([[0], [1]]), Tensor([2, 2, 0])]
+    assert y.data.tolist() == [[2, 2, 0], [5, 5, 3]]
+    y.sum().backward()
+    assert t.grad.tolist() == [[1, 0, 2], [1, 0, 2]]
+    t.grad = None
+    t[((0, 0, 1),)].sum().backward()  # a tuple inside the index is an index array too
+    assert t.grad.tolist() == [[2, 2, 2], [1, 1, 1]]
+
+
+def test_identical_operands():
+    assert gradient(lambda t: t + t, [1, 2]) == [2, 2]
+    assert gradient(lambda t: t * t, [1, 2]) == [2, 4]
+    assert gradient(lambda t: F.cat([t, t]), [1, 2]) == [2, 2]
+    assert gradient(lambda t: F.where(t > 1, t, t * 3), [1, 2]) == [3, 1]
