@@ -19,7 +19,10 @@ import time
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 
+from threadpoolctl import threadpool_info
+
 from npdiffusion import Tensor, functional as F, no_grad, optim
+from npdiffusion._process import AVX512, processor_flags
 from npdiffusion.backend import kernels
 from npdiffusion.models import UNet
 
@@ -186,14 +189,16 @@ def kernel_pairs(batch):
 
 
 def interleaved(functions, repeats):
-    """Median seconds of each function, run in turn; the first round does not count."""
+    """Median seconds of each function, run in turn."""
     times = {name: [] for name in functions}
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         for name, function in functions.items():
+            time.sleep(0.02)  # PyTorch's threads spin for a while after their work, on cores that the next one needs
+            function()  # and after a pause the cores have to wake up
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values[1:])) for name, values in times.items()}
+    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def sgemm():
@@ -225,9 +230,15 @@ def count_operations(batch):
     return total
 
 
+def blas_kernels():
+    """NumPy's BLAS and the kernels that it chose for this processor."""
+    return ", ".join(f"{lib['internal_api']} {lib.get('architecture', '')}" for lib in threadpool_info()
+                     if lib["user_api"] == "blas")
+
+
 def peak_memory(library, batch):
     """MiB that three training steps need beyond the loaded library and network; runs in a process of its own."""
-    command = [sys.executable, __file__, "--measure-memory", library, "--batch", str(batch)]
+    command = [sys.executable, __file__, "--measure-memory", library, "--batch", str(batch), "--keep-blas"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -246,6 +257,16 @@ def measure_memory(library, batch):
     print(peak() - before)
 
 
+def use_the_whole_processor():
+    """Start again without OPENBLAS_CORETYPE where it holds NumPy at AVX2 while PyTorch has AVX-512."""
+    pinned = os.environ.get("OPENBLAS_CORETYPE", "")
+    if AVX512 <= processor_flags() and pinned.lower() in ("haswell", "zen", "sandybridge", "nehalem"):
+        print(f"OPENBLAS_CORETYPE={pinned} would hold NumPy at older instructions than PyTorch uses on this processor: "
+              "measuring without it (--keep-blas: with it)")
+        environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment).returncode)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
@@ -253,7 +274,10 @@ def main():
     parser.add_argument("--threads", type=int, default=npdiffusion.get_num_threads())
     parser.add_argument("--json", help="write the results to this file")
     parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
+    parser.add_argument("--keep-blas", action="store_true", help="leave OPENBLAS_CORETYPE as it is")
     args = parser.parse_args()
+    if not args.keep_blas:
+        use_the_whole_processor()
     npdiffusion.set_num_threads(args.threads)
     if torch:
         torch.set_num_threads(args.threads)
@@ -268,7 +292,7 @@ def main():
         assert_agreement(ours, other)
     operations = count_operations(args.batch)
     results = {"batch": args.batch, "threads": args.threads, "numpy": np.__version__,
-               "torch": torch.__version__ if torch else None}
+               "torch": torch.__version__ if torch else None, "blas": blas_kernels()}
     rows = []
     for key, index, factor in (("train_step", 0, 3), ("forward", 1, 1)):
         functions = {"numpy": ours[index], **{layout: other[index] for layout, other in theirs.items()}}
@@ -287,7 +311,7 @@ def main():
         results["kernels"][name] = entry(interleaved({"numpy": mine, **others}, args.repeats))
         rows.append((name, results["kernels"][name]))
 
-    print(f"batch {args.batch}, {args.threads} threads, NumPy {np.__version__}, "
+    print(f"batch {args.batch}, {args.threads} threads, NumPy {np.__version__} with {results['blas']}, "
           f"PyTorch {torch.__version__ if torch else 'not installed'}")
     print(f"{'forward + backward, ms':36s}{'ours':>8s}{'nchw':>8s}{'ch.last':>8s}{'ratio':>8s}")
     for name, e in rows:

@@ -12,6 +12,7 @@ in ten is replaced by "no class" (Ho & Salimans 2022, alg. 1). Written to --out:
 import argparse
 import csv
 import io
+import signal
 import time
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Training:
         self.step, self.seconds, self.position = 0, 0.0, 0
         self.order = self.rng.permutation(count)
         self.log = []  # (step, seconds, mean loss since the row before, learning rate)
+        self.losses = []  # since the last row of the log
 
     def next_batch(self, size):
         """Indices of the next training pictures; a new shuffle when the epoch is over."""
@@ -80,7 +82,7 @@ class Training:
         arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         arrays |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
         arrays |= {f"optimizer.{k}": np.asarray(v) for k, v in self.optimizer.state_dict().items()}
-        arrays |= {"order": self.order, "log": np.array(self.log).reshape(-1, 4)}
+        arrays |= {"order": self.order, "log": np.array(self.log).reshape(-1, 4), "losses": np.array(self.losses)}
         save_file(path, arrays, {"settings": self.settings, "step": self.step, "seconds": self.seconds,
                                  "position": self.position, "ema_updates": self.ema.updates,
                                  "generator": self.rng.bit_generator.state})
@@ -97,7 +99,8 @@ class Training:
         self.model.load_state_dict(part("model."))
         self.ema.weights.update(part("ema."))
         self.optimizer.load_state_dict(part("optimizer."))
-        self.order, self.log = arrays["order"], [tuple(row) for row in arrays["log"].tolist()]
+        self.order, self.losses = arrays["order"], arrays["losses"].tolist()
+        self.log = [tuple(row) for row in arrays["log"].tolist()]
         self.step, self.seconds, self.position = meta["step"], meta["seconds"], meta["position"]
         self.ema.updates = meta["ema_updates"]
         self.rng.bit_generator.state = meta["generator"]
@@ -162,6 +165,20 @@ def report(run, scheduler, out):
     save_png(out / f"samples-{run.step:06d}.png", samples, columns=10)
 
 
+def stop_requests():
+    """A list that Ctrl-C (or SIGTERM) adds to, so that the step in hand is finished first; the second time it raises."""
+    requests = []
+
+    def ask(number, frame):
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return requests
+
+
 def main():
     args = arguments()
     if args.threads:
@@ -176,26 +193,24 @@ def main():
     parameters = sum(p.numel() for p in run.model.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, {len(digits)} digits, step {run.step} of {args.steps}")
 
-    started, saved, losses = time.monotonic() - run.seconds, time.monotonic(), []
-    bar = tqdm(total=args.steps * args.batch_size, initial=run.step * args.batch_size, unit="img", unit_scale=True,
-               smoothing=0.05)
-    try:
-        while run.step < args.steps:
+    started, saved, losses = time.monotonic() - run.seconds, time.monotonic(), run.losses
+    stop = stop_requests()
+    with tqdm(total=args.steps * args.batch_size, initial=run.step * args.batch_size, unit="img", unit_scale=True,
+              smoothing=0.05) as bar:
+        while run.step < args.steps and not stop:
             losses.append(train_step(run, scheduler, digits, args))
             bar.update(args.batch_size)
             run.seconds = time.monotonic() - started
             if run.step % 50 == 0 or run.step == args.steps:
                 run.log.append((run.step, run.seconds, float(np.mean(losses)), run.optimizer.lr))
                 bar.set_postfix(loss=f"{run.log[-1][2]:.4f}")
-                losses = []
+                losses.clear()
             if time.monotonic() - saved > args.save_minutes * 60:
                 report(run, scheduler, args.out)
                 saved = time.monotonic()
-    except KeyboardInterrupt:
+    if run.step < args.steps:
         run.save(checkpoint)
-        raise SystemExit(f"\nstopped at step {run.step}; go on with --resume")
-    finally:
-        bar.close()
+        raise SystemExit(f"stopped at step {run.step}; go on with --resume")
     report(run, scheduler, args.out)
     run.ema.swap()
     print(f"test ε-MSE, averaged over t: {epsilon_mse(run.model, scheduler, test):.5f} "

@@ -8,18 +8,18 @@ import math
 import os
 import queue
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 __all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num_threads"]
 
-SLICES = 4  # for each thread
-
 _blas = ThreadpoolController()
 _tasks = queue.SimpleQueue()  # functions without arguments, for the workers
 _workers = 0
-_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # to place threads on
+_num_threads = len(_cores) or os.cpu_count() or 1
 _local = threading.local()
 
 
@@ -42,16 +42,16 @@ def one_blas_thread():
 
 
 def parallel(function, n):
-    """Call ``function(start, stop)`` on contiguous slices of range(n), a few for each thread, and return the results.
+    """Call ``function(start, stop)`` on contiguous slices of range(n), one for each thread, and return the results.
 
-    A thread that is done with its slice takes the next one, so that none waits long for a slower one. The slices depend
-    only on n and the number of threads, and the results come in their order: sums over them are the same bits every
-    time. The calling thread works too; the first error is raised once nobody writes into the arrays any more.
+    The calling thread works too, and takes the slices that no other has begun. The slices depend only on n and the
+    number of threads, and the results come in their order: sums over them are the same bits every time. The first
+    error is raised once nobody writes into the arrays any more.
     """
     with one_blas_thread():
-        if _num_threads == 1 or n == 1:
+        parts = min(_num_threads, n)
+        if parts <= 1:
             return [function(0, n)]
-        parts = min(n, SLICES * _num_threads)
         results, finished = [None] * parts, queue.SimpleQueue()
         slices = iter([(i, n * i // parts, n * (i + 1) // parts) for i in range(parts)])
 
@@ -63,14 +63,32 @@ def parallel(function, n):
                 except BaseException as error:
                     finished.put(error)
 
-        _hire(_num_threads - 1)
-        for _ in range(_num_threads - 1):
+        _hire(parts - 1)
+        for _ in range(parts - 1):
             _tasks.put(work)
-        work()
-        errors = [error for error in (finished.get() for _ in range(parts)) if error is not None]
+        with _on_core(0):
+            work()
+        errors = [error for error in [finished.get() for _ in range(parts)] if error is not None]
     if errors:
         raise errors[0]
     return results
+
+
+@contextmanager
+def _on_core(i):
+    """Keep this thread on the i-th core, if our threads use all cores of the process: one each.
+
+    Left alone, Linux may wake a worker on the core of the thread that woke it, beside an idle one, and take a hundred
+    milliseconds to notice (seen on virtual machines: a kernel at half its speed after every pause).
+    """
+    alone = len(_cores) != _num_threads or os.sched_getaffinity(0) != set(_cores)
+    if not alone:
+        os.sched_setaffinity(0, {_cores[i]})
+    try:
+        yield
+    finally:
+        if not alone:
+            os.sched_setaffinity(0, _cores)
 
 
 def _hire(n):
@@ -78,14 +96,15 @@ def _hire(n):
     global _workers
     while _workers < n:
         _workers += 1
-        threading.Thread(target=_work, name=f"npdiffusion-{_workers}", daemon=True).start()
+        threading.Thread(target=_work, args=(_workers,), name=f"npdiffusion-{_workers}", daemon=True).start()
 
 
-def _work():
-    while True:
-        task = _tasks.get()
-        task()
-        del task  # hold on to no arrays while waiting
+def _work(i):
+    with _on_core(i):
+        while True:
+            task = _tasks.get()
+            task()
+            del task  # hold on to no arrays while waiting
 
 
 def scratch(name, shape, dtype):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ...threads import parallel
+from .layout import pixel_rows, sums_over_pixels
 
 __all__ = ["add", "cat", "channel_sums"]
 
@@ -37,11 +38,8 @@ def cat(arrays, axis):
 
 def channel_sums(x):
     """Σ x over samples and pixels: (N, C, H, W) -> (C,)."""
-    n, c, h, w = x.shape
-    x = x.transpose(0, 2, 3, 1)
-    if not x.flags.c_contiguous or n * h * w * c < LARGE:
-        return x.sum((0, 1, 2))
-    r = max(r for r in (1, 2, 4, 8, 16, 32) if h * w % r == 0)  # several pixels in one row: long inner loops
-    rows = x.reshape(n, -1, r * c)
-    parts = parallel(lambda start, stop: rows[start:stop].sum((0, 1)), n)
-    return sum(parts).reshape(r, c).sum(0)
+    rows, c = pixel_rows(x), x.shape[1]
+    if x.size < LARGE:
+        return sums_over_pixels(rows, c).sum(0)
+    parts = parallel(lambda start, stop: sums_over_pixels(rows[start:stop], c).sum(0), len(rows))
+    return sum(parts)

@@ -3,22 +3,11 @@
 import numpy as np
 
 from ...threads import parallel, scratch
-from .layout import channels_last, to_nchw
+from .layout import pixel_rows, sums_over_pixels, to_nchw
 
 __all__ = ["group_norm", "group_norm_backward"]
 
 PIECE = 1 << 18  # elements worked on at a time, so that they and the scratch buffers stay in cache
-ROW = 1024  # per-channel factors are repeated to about this length, since ufuncs want long inner loops
-
-
-def _rows(x):
-    """x (N, C, H, W) as (N, R, r·C): r pixels side by side."""
-    x = channels_last(x)
-    n, h, w, c = x.shape
-    pixels, r = h * w, 1
-    while pixels % (2 * r) == 0 and 2 * r * c <= ROW:
-        r *= 2
-    return x.reshape(n, pixels // r, r * c)
 
 
 def _repeat(factor, rows):
@@ -26,12 +15,6 @@ def _repeat(factor, rows):
     n, c = factor.shape
     r = rows.shape[2] // c
     return np.broadcast_to(factor[:, None], (n, r, c)).reshape(n, 1, r * c)
-
-
-def _channel_sums(rows, c):
-    """Sums over the pixels, (n, R, r·C) -> (n, C): a product with ones, since BLAS adds fastest."""
-    sums = np.ones((1, rows.shape[1]), rows.dtype) @ rows
-    return sums.reshape(len(rows), -1, c).sum(1)
 
 
 def _group_means(sums, groups, pixels):
@@ -53,7 +36,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False):
     Returns y (N, C, H, W), and what backward needs besides x: μ and 1/√(σ² + eps), each (N, C).
     """
     n, c, h, w = x.shape
-    xs = _rows(x)
+    xs = pixel_rows(x)
     out = np.empty((n, h, w, c), x.dtype)
     ys = out.reshape(xs.shape)
     mean, rstd = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
@@ -61,8 +44,8 @@ def group_norm(x, groups, weight, bias, eps, silu=False):
     step = max(1, PIECE // xs[0].size)
 
     def moments(x, buffer):
-        mean = _group_means(_channel_sums(x, c), groups, h * w)
-        square = _group_means(_channel_sums(np.multiply(x, x, out=buffer), c), groups, h * w)
+        mean = _group_means(sums_over_pixels(x, c), groups, h * w)
+        square = _group_means(sums_over_pixels(np.multiply(x, x, out=buffer), c), groups, h * w)
         return mean, square - mean * mean
 
     def run(start, stop):
@@ -100,7 +83,7 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False):
     Returns dx (N, C, H, W), dweight (N, C), dbias (N, C): the last two not yet summed over the batch.
     """
     n, c, h, w = x.shape
-    xs, gs = _rows(x), _rows(g)
+    xs, gs = pixel_rows(x), pixel_rows(g)
     out = np.empty((n, h, w, c), x.dtype)
     dxs = out.reshape(xs.shape)
     dweight, dbias = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
@@ -112,7 +95,7 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False):
             s = slice(i, min(i + step, stop))
             x, d, buffer = xs[s], dxs[s], scratch("norm", xs[s].shape, xs.dtype)
             scale = weight[s] * rstd[s]
-            if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2
+            if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2; d is twice that at first
                 half, t = buffer, scratch("tanh", d.shape, d.dtype)
                 np.multiply(x, _repeat(0.5 * scale, d), out=half)
                 half += _repeat(0.5 * (bias[s] - mean[s] * scale), d)
@@ -123,13 +106,14 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False):
                 d += t
                 d += 1
                 d *= gs[s]
-                d *= 0.5
             else:
                 np.copyto(d, gs[s])
-            dbias[s] = _channel_sums(d, c)
-            dweight[s] = rstd[s] * (_channel_sums(np.multiply(d, x, out=buffer), c) - mean[s] * dbias[s])
+            part = 0.5 if silu else 1.0
+            dbias[s] = part * sums_over_pixels(d, c)
+            along = part * sums_over_pixels(np.multiply(d, x, out=buffer), c)
+            dweight[s] = rstd[s] * (along - mean[s] * dbias[s])
             along_x = rstd[s] * rstd[s] * _group_means(dweight[s] * weight[s], groups, h * w)
-            d *= _repeat(scale, d)
+            d *= _repeat(part * scale, d)
             np.multiply(x, _repeat(along_x, d), out=buffer)
             d -= buffer
             d += _repeat(mean[s] * along_x - rstd[s] * _group_means(dbias[s] * weight[s], groups, h * w), d)

@@ -53,6 +53,7 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
     x, y, g = channels_last(x), channels_last(y), channels_last(g)
     padded = _padded(x, out_size, kernel, stride, padding, dilation, -np.inf)
     out = np.zeros(padded.shape, x.dtype)
+    overlap = any(s < d * (k - 1) + 1 for s, d, k in zip(stride, dilation, kernel))
 
     def run(start, stop):
         free = np.ones(y[start:stop].shape, bool)  # windows whose maximum was not yet found
@@ -61,7 +62,10 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
             hit = tap == y[start:stop]
             hit &= free
             free ^= hit
-            dtap += g[start:stop] * hit
+            if overlap:
+                dtap += g[start:stop] * hit
+            else:
+                np.multiply(g[start:stop], hit, out=dtap)
 
     parallel(run, len(x))
     return to_nchw(out[:, padding[0]:padding[0] + size[0], padding[1]:padding[1] + size[1]])

@@ -17,10 +17,20 @@ def _over_batch(function, axis, out, *arrays):
     return out
 
 
+def _largest(x, axis):
+    """max x along ``axis``, by halves: NumPy's own takes 2 ns an element along a short last axis."""
+    if axis % x.ndim != x.ndim - 1:
+        return x.max(axis, keepdims=True)
+    while (n := x.shape[-1]) > 1:
+        half = (n + 1) // 2
+        x = np.maximum(x[..., :half], x[..., n - half:])
+    return x
+
+
 def softmax(x, axis):
     """y = e^(x − max x) / Σ e^(x − max x) along ``axis``."""
     def forward(axis, y, x):
-        np.subtract(x, x.max(axis, keepdims=True), out=y)
+        np.subtract(x, _largest(x, axis), out=y)
         np.exp(y, out=y)
         y /= y.sum(axis, keepdims=True)
 
