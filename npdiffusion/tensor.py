@@ -22,16 +22,17 @@ _recording = True
 class no_grad(ContextDecorator):
     """Context manager and decorator: ops inside record no graph, so their inputs can be freed at once."""
 
+    def __init__(self):
+        self.outer = []  # what held before, once for each time that this was entered
+
     def __enter__(self):
         global _recording
-        self.outer, _recording = _recording, False
+        self.outer.append(_recording)
+        _recording = False
 
     def __exit__(self, *exc):
         global _recording
-        _recording = self.outer
-
-    def _recreate_cm(self):  # as a decorator: a fresh instance for every call, so that calls can nest
-        return no_grad()
+        _recording = self.outer.pop()
 
 
 class Node:

@@ -49,6 +49,9 @@ BAD = {  # what is done: (error, part of its message, call)
     "pad by three numbers": (ValueError, "pairs", lambda: F.pad(x, (1, 1, 1))),
     "pad by reflection": (ValueError, "constant", lambda: F.pad(x, (1, 1), mode="reflect")),
     "crop too much": (ValueError, "crops more", lambda: F.pad(x, (5, -4))),
+    "conv of no pictures": (ValueError, "no elements", lambda: F.conv2d(zeros(0, 4, 5, 5), zeros(2, 4, 3, 3))),
+    "transposed conv of no pictures": (
+        ValueError, "no elements", lambda: F.conv_transpose2d(zeros(0, 4, 5, 5), zeros(4, 2, 3, 3))),
     "matmul sizes": (ValueError, "matmul expects", lambda: x @ x),
     "matmul with a number": (ValueError, "matmul expects", lambda: x @ zeros()),
     "matmul dtypes": (TypeError, "float64", lambda: x @ zeros(3, 2, dtype=np.float64)),

@@ -224,7 +224,7 @@ def test_models_from_files(tmp_path):
 
 
 def test_the_packages_own_weights_predict_noise():
-    """On drawn digits, at a middle level, the guess of ε explains most of it (it would not, had files been mixed up)."""
+    """On drawn digits, at a middle level, the guess explains most of ε (it would not, had files been mixed up)."""
     from npdiffusion.data import SyntheticDigits
     from npdiffusion.diffusion import DDPMScheduler
 

@@ -133,7 +133,8 @@ def test_ema():
 def test_optimisers_learn():
     rng = np.random.default_rng(0)
     x, target = rng.standard_normal((64, 3)).astype(np.float32), np.float32([[1.0], [-2.0], [0.5]])
-    for make in (lambda p: optim.SGD(p, 0.1, 0.9), lambda p: optim.Adam(p, 0.05), lambda p: optim.AdamW(p, 0.05, weight_decay=0)):
+    for make in (lambda p: optim.SGD(p, 0.1, 0.9), lambda p: optim.Adam(p, 0.05),
+                 lambda p: optim.AdamW(p, 0.05, weight_decay=0)):
         layer = nn.Linear(3, 1)
         optimizer = make(layer.parameters())
         for _ in range(300):

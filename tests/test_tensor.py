@@ -150,8 +150,9 @@ def test_no_grad_nests_and_decorates():
     def double(v):
         return v * 2
 
-    with no_grad():
-        with no_grad():
+    same = no_grad()
+    with same:
+        with same, no_grad():
             assert not (x * 2).requires_grad
         assert not (x * 2).requires_grad
     assert not double(x).requires_grad and (x * 2).requires_grad

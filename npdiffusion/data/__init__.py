@@ -1,9 +1,9 @@
 """Digits to train on, and pictures to read and write. Everything here is plain NumPy arrays."""
 
-from npdiffusion.data.download import DataNotFoundError
-from npdiffusion.data.mnist import MNIST, Dataset
-from npdiffusion.data.pictures import load_picture, save_png
-from npdiffusion.data.synthetic import SyntheticDigits, draw_digits
+from .download import DataNotFoundError
+from .mnist import MNIST, Dataset
+from .pictures import load_picture, save_png
+from .synthetic import SyntheticDigits, draw_digits
 
 __all__ = ["DataNotFoundError", "Dataset", "MNIST", "SyntheticDigits", "draw_digits", "load_digits",
            "load_picture", "save_png"]

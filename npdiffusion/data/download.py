@@ -8,7 +8,7 @@ from urllib.request import urlopen
 
 from tqdm import tqdm
 
-from npdiffusion.files import atomic_write
+from ..files import atomic_write
 
 __all__ = ["DataNotFoundError", "cache_dir", "data_dirs", "fetch"]
 

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from npdiffusion.data.download import DataNotFoundError, data_dirs, fetch
+from .download import DataNotFoundError, data_dirs, fetch
 
 __all__ = ["Dataset", "MNIST"]
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageOps
 
-from npdiffusion.files import atomic_write
+from ..files import atomic_write
 
 __all__ = ["load_picture", "save_png"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from npdiffusion.data.mnist import Dataset
+from .mnist import Dataset
 
 __all__ = ["SyntheticDigits", "draw_digits"]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..backend import array_module
 from ..tensor import Tensor, no_grad
-from .schedulers import (DDIMScheduler, DDPMScheduler, check_sample, check_timesteps, draw_noise,
-                         trailing_timesteps)
+from .checks import check_sample, check_timesteps
+from .schedulers import DDIMScheduler, DDPMScheduler, draw_noise, trailing_timesteps
 
 __all__ = ["denoise", "generate"]
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..tensor import Tensor
 
-__all__ = ["as_tensor", "axes_of", "axis_of", "check_float", "check_image", "check_tensor", "pair"]
+__all__ = ["as_tensor", "axes_of", "axis_of", "check_float", "check_image", "check_not_empty", "check_tensor", "pair"]
 
 
 def as_tensor(x, like=None):
@@ -71,3 +71,9 @@ def check_image(op, input):
     if input.ndim not in (3, 4):
         raise ValueError(f"{op} expects an input of shape (N, C, H, W) or (C, H, W), got {input.shape}")
     return input.ndim == 3
+
+
+def check_not_empty(op, input):
+    """ValueError if input has no elements."""
+    if not input.data.size:
+        raise ValueError(f"{op}: an input of shape {input.shape} has no elements")

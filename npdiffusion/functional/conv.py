@@ -2,7 +2,7 @@
 
 from ..backend import kernels
 from ..tensor import record
-from ._arguments import check_float, check_image, pair
+from ._arguments import check_float, check_image, check_not_empty, pair
 
 __all__ = ["conv2d", "conv_transpose2d"]
 
@@ -21,6 +21,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     Raises ValueError for shapes that do not fit, TypeError for different dtypes.
     """
     check_float("conv2d", input=input, weight=weight, bias=bias)
+    check_not_empty("conv2d", input)
     single = check_image("conv2d", input)
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     if weight.ndim != 4:
@@ -72,6 +73,7 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
     Raises ValueError for shapes that do not fit, TypeError for different dtypes.
     """
     check_float("conv_transpose2d", input=input, weight=weight, bias=bias)
+    check_not_empty("conv_transpose2d", input)
     single = check_image("conv_transpose2d", input)
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     padding, extra = pair(padding, "padding", least=0), pair(output_padding, "output_padding", least=0)

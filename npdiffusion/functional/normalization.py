@@ -2,7 +2,7 @@
 
 from ..backend import array_module, kernels
 from ..tensor import record
-from ._arguments import check_float
+from ._arguments import check_float, check_not_empty
 
 __all__ = ["group_norm", "group_norm_silu", "layer_norm"]
 
@@ -41,8 +41,7 @@ def _group_norm(op, input, num_groups, weight, bias, eps, silu):
         if p is not None and p.shape not in allowed:
             raise ValueError(f"{op} expects a {name} of shape {' or '.join(map(str, allowed))}, got {p.shape}")
     shape = input.shape
-    if not input.data.size:
-        raise ValueError(f"{op}: an input of shape {input.shape} has no elements")
+    check_not_empty(op, input)
     x = input.data if input.ndim == 4 else input.data.reshape(n, c, -1, 1)
     xp = array_module(x)
     w = xp.ones((1, c), x.dtype) if weight is None else weight.data.reshape(-1, c)
