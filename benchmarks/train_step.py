@@ -317,7 +317,7 @@ def main():
     for name, e in rows:
         others = "".join(f"{e['torch_ms'][layout]:8.2f}" if torch else f"{'-':>8s}" for layout in LAYOUTS)
         ratio = f"{e['ratio_to_torch']:8.2f}" if torch else f"{'-':>8s}"
-        share = f"   {e['share_of_sgemm']:.0%} of sgemm ({e['sgemm_gflops']:.0f} GFLOP/s)" if "share_of_sgemm" in e else ""
+        share = f"   {e['share_of_sgemm']:.0%} of {e['sgemm_gflops']:.0f} GFLOP/s" if "share_of_sgemm" in e else ""
         print(f"{name:36s}{e['ms']:8.2f}{others}{ratio}{share}")
     if "memory_mib" in results:
         print("peak memory of a step, MiB:", ", ".join(f"{k} {v:.0f}" for k, v in results["memory_mib"].items()))

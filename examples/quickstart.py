@@ -14,7 +14,7 @@ from pathlib import Path
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 
-from npdiffusion.data import DataNotFoundError, load_digits, load_picture
+from npdiffusion.data import DataNotFoundError, load_digits, load_picture, noise_sigma
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
@@ -67,19 +67,10 @@ def clean_digits(model, scheduler, originals, rng, out):
     save_figure(picture_rows(rows, labels, titles, group=shown), out / "denoised.png")
 
 
-def estimate_sigma(x):
-    """Noise of a picture (1, 1, H, W): the median of |second differences|, in which smooth parts vanish
-    (after Immerkær 1996, "Fast noise variance estimation"; the median passes over strokes)."""
-    x = x[0, 0].astype(np.float64)
-    mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])  # its response to noise has 6 times the deviation
-    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3))
-    return float(np.median(np.abs((windows * mask).sum((2, 3))))) / (6 * 0.6745)
-
-
 def clean_picture(model, scheduler, picture, level, out):
     """The user's picture beside its denoised version."""
     if level is None:  # a picture with noise σ on its own scale is x_t/√ᾱ_t, where σ² = (1 − ᾱ_t)/ᾱ_t
-        sigma = estimate_sigma(picture)
+        sigma = noise_sigma(picture[0, 0])
         levels = np.sqrt(1 / scheduler.alphas_cumprod - 1)
         level = int(np.clip(np.abs(levels - sigma).argmin(), 20, 600))
         print(f"noise estimated at σ = {sigma:.2f} of a range of 2, which is level t = {level}; --level sets another")

@@ -117,7 +117,7 @@ def train_step(run, scheduler, digits, args):
     run.optimizer.zero_grad()
     loss.backward()
     optim.clip_grad_norm_(run.optimizer.parameters, 1.0)
-    run.optimizer.lr = args.lr * optim.warmup_cosine(run.step, args.steps, warmup_steps=min(500, args.steps // 10 + 1))
+    run.optimizer.lr = args.lr * optim.warmup_cosine(run.step, args.steps, min(500, args.steps // 10 + 1))
     run.optimizer.step()
     run.ema.update()
     run.step += 1

@@ -172,13 +172,11 @@ class Tensor:
             node.edges, node.backward = (), None  # frees the closure's arrays after this turn
             if arriving is None:
                 continue
-            taken = [arriving]  # arrays that somebody has: the one that came in, and those handed on
-            for edge, g in zip(edges, backward(arriving)):
-                if edge is None or g is None:
-                    continue
-                g = _fitted(g, edge, node)
-                owned = g.flags.writeable and not any(xp.may_share_memory(g, other) for other in taken)
-                taken.append(g)
+            given = [(edge, _fitted(g, edge, node)) for edge, g in zip(edges, backward(arriving))
+                     if edge is not None and g is not None]
+            for i, (edge, g) in enumerate(given):
+                others = [arriving, *(other for j, (_, other) in enumerate(given) if j != i)]
+                owned = g.flags.writeable and not any(xp.may_share_memory(g, other) for other in others)
                 if isinstance(edge, Tensor):
                     _add_to_leaf(edge, g, owned)
                 elif edge not in grads:
@@ -252,9 +250,9 @@ def record(data, name, inputs, backward):
         data: the result's array.
         name: the op's name, for ``graph`` and error messages.
         inputs: the Tensors it was computed from.
-        backward: function of the result's gradient; returns one gradient (or None) for each input. Where an input
-            was broadcast the engine sums over the added axes. It returns new arrays or views of the gradient it got, never
-            views of anything it keeps, and it should hold on to arrays, not Tensors, and to no more than it needs.
+        backward: function of the result's gradient; returns one gradient (or None) for each input: a new array, or a
+            view of the gradient it got, never of what it keeps. Where an input was broadcast the engine sums over
+            the added axes. The function should hold on to arrays, not Tensors, and to no more than it needs.
     """
     out = Tensor(data)
     if _recording and data.dtype.kind == "f" and any(x.requires_grad for x in inputs):

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from npdiffusion import files
 from npdiffusion.data import (MNIST, DataNotFoundError, SyntheticDigits, download, draw_digits, load_digits,
-                              load_picture, mnist, save_png)
+                              load_picture, mnist, noise_sigma, save_png)
 
 # ---------------------------------------------------------------------------------------------- MNIST
 
@@ -348,8 +348,8 @@ def seven(width=200, height=200, paper=255, ink=0):
 def read(picture, path, **options):
     picture.save(path, **options)
     array, said = load_picture(path)
-    assert array.shape == (1, 1, 32, 32) and array.dtype == np.float32
-    assert array.min() >= -1 and array.max() <= 1
+    assert array.shape == (1, 1, 32, 32) and array.dtype == np.float32 and np.isfinite(array).all()
+    assert array.min() >= -1 and array.max() <= 1 or any("noise" in sentence for sentence in said)
     return array, " | ".join(said)
 
 
@@ -454,6 +454,28 @@ def test_any_picture_can_be_read(tmp_path_factory, mode, width, height, seed):
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
     _, said = read(Image.fromarray(noise).convert(mode), tmp_path_factory.getbasetemp() / "any.png")
     assert f"{width}×{height}" in said
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.6, 1.0])
+def test_noise_is_kept_whole(tmp_path, sigma):
+    """A small noisy picture comes back with its noise as it was, so that its level can be told from it."""
+    digit = SyntheticDigits(1, seed=5).images[0, 0]
+    noisy = digit + np.random.default_rng(0).normal(0, sigma, digit.shape)
+    pixels = np.rint(127.5 + noisy * 25).astype(np.uint8)  # room for the noise: nothing saturates
+    for picture in (pixels, 255 - pixels):
+        array, said = read(Image.fromarray(picture), tmp_path / "a.png")
+        assert "noise of" in said and ("inverted" in said) == (picture is not pixels)
+        scale, offset = np.polyfit(noisy.ravel(), array.ravel(), 1)
+        np.testing.assert_allclose(array[0, 0], scale * noisy + offset, atol=0.05)  # the same, but for contrast
+        assert 0.5 < scale < 1.1 and abs(offset) < 0.35
+        assert abs(noise_sigma(array[0, 0]) / scale - sigma) < 0.15 * sigma + 0.03
+
+
+def test_noise_sigma():
+    rng = np.random.default_rng(0)
+    slope = np.add.outer(np.arange(100.0), 2 * np.arange(90.0))
+    assert noise_sigma(slope) < 1e-12 and noise_sigma(slope[:2]) == 0.0
+    assert abs(noise_sigma(slope + rng.normal(0, 0.4, slope.shape)) - 0.4) < 0.02
 
 
 def test_other_size(tmp_path):

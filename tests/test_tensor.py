@@ -75,6 +75,22 @@ def test_shared_gradient_buffers_are_never_written_to():
     assert np.allclose(x.grad, 1 + 1 + 5 + 7)
 
 
+def test_one_new_array_for_two_inputs():
+    """The op gives both inputs the same array; what is added to one must not reach the other."""
+    x, y = leaf(4), leaf(4, seed=1)
+    a, b = x * 1.0, y * 1.0
+
+    def backward(g):
+        h = 3 * g
+        return h, h
+
+    c = npdiffusion.tensor.record(3 * (a.data + b.data), "triple", (a, b), backward)
+    (c + a * 5.0 + a * 7.0 + b * 11.0).backward(np.ones(4))
+    assert np.allclose(x.grad, 3 + 5 + 7) and np.allclose(y.grad, 3 + 11)
+    (npdiffusion.tensor.record(3 * (x.data + y.data), "triple", (x, y), backward)).backward(np.ones(4))
+    assert not np.shares_memory(x.grad, y.grad)
+
+
 def test_broadcast_gradients_are_summed_back():
     x, y = leaf(3, 1), leaf(2, 1, 4)
     (x * y).backward(np.ones((2, 3, 4)))

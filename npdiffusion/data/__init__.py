@@ -2,11 +2,11 @@
 
 from .download import DataNotFoundError
 from .mnist import MNIST, Dataset
-from .pictures import load_picture, save_png
+from .pictures import load_picture, noise_sigma, save_png
 from .synthetic import SyntheticDigits, draw_digits
 
 __all__ = ["DataNotFoundError", "Dataset", "MNIST", "SyntheticDigits", "draw_digits", "load_digits",
-           "load_picture", "save_png"]
+           "load_picture", "noise_sigma", "save_png"]
 
 
 def load_digits(name, split="train"):

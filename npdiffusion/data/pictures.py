@@ -3,13 +3,14 @@
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from ..files import atomic_write
 
-__all__ = ["load_picture", "save_png"]
+__all__ = ["load_picture", "noise_sigma", "save_png"]
 
 WORK = 256          # pixels along the longer side while the ink is looked for
+NOISY = 0.05        # of the contrast: with more noise than this, a picture keeps it
 EXIF_ORIENTATION = 0x0112
 
 
@@ -18,14 +19,15 @@ def load_picture(path, size=32):
 
     Turned upright (EXIF), converted to grey, inverted if dark on light, stretched so that the paper is
     -1 and the ink 1, padded to a square (nothing is cut off), cropped to the ink if that is less than
-    half as large as the picture, resized (Lanczos).
+    half as large as the picture, resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but
+    where there is more noise than that, it is kept: a denoiser wants it whole, on both sides of the paper's grey.
 
     Args:
         path: a file that Pillow can read. Of an animation, the first frame is taken.
         size: height and width of the result in pixels.
 
     Returns:
-        (1, 1, size, size) float32 in [-1, 1], and a list of short sentences that say what was done.
+        (1, 1, size, size) float32 in [-1, 1] (beyond, where noise is kept), and a list of short sentences that say what was done.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,18 +42,27 @@ def load_picture(path, size=32):
                          "give a whole PNG or JPEG file") from error
 
     height, width = grey.shape
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if np.median(border) - grey.min() > grey.max() - np.median(border):
-        grey, border = 1 - grey, 1 - border
+    noise = noise_sigma(grey)
+    noisy = noise > NOISY * np.ptp(grey)
+    judged = _smoothed(grey) if noisy else grey  # to tell ink from paper
+    low, ink = np.quantile(judged, (0.02, 0.98)) if noisy else (grey.min(), grey.max())
+    border = np.concatenate([judged[0], judged[-1], judged[:, 0], judged[:, -1]])
+    if np.median(border) - low > ink - np.median(border):
+        grey, judged, border, ink = 1 - grey, 1 - judged, 1 - border, 1 - low
         said.append("dark ink on light paper: inverted")
-    paper, ink = float(np.median(border)), float(grey.max())
+    paper, ink = float(np.median(border)), float(ink)
     if ink - paper < 0.1:
         said.append("warning: hardly any contrast, so there may be nothing to see")
     else:  # uneven light and grain of the paper go to -1 too, up to a quarter of the contrast
-        paper += min(float(np.quantile(border, 0.95)) - paper, (ink - paper) / 4)
+        if not noisy:
+            paper += min(float(np.quantile(border, 0.95)) - paper, (ink - paper) / 4)
         if paper > 0.02 or ink < 0.98:
             said.append("stretched to full contrast")
-        grey = np.clip((grey - paper) / (ink - paper), 0, 1)
+        grey, judged = (grey - paper) / (ink - paper), (judged - paper) / (ink - paper)
+        if noisy:
+            said.append(f"noise of {noise / (ink - paper):.0%} of the contrast: kept")
+        else:
+            grey = judged = np.clip(grey, 0, 1)
         paper = 0.0
 
     side = max(height, width)
@@ -61,9 +72,10 @@ def load_picture(path, size=32):
     elif height != width:
         said.append("padded to a square")
     top, left = (side - height) // 2, (side - width) // 2
-    grey = np.pad(grey, ((top, side - height - top), (left, side - width - left)), constant_values=paper)
+    margins = (top, side - height - top), (left, side - width - left)
+    grey, judged = (np.pad(a, margins, constant_values=paper) for a in (grey, judged))
 
-    rows, columns = (np.flatnonzero((grey > paper + 0.5).any(axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((judged > paper + 0.5).any(axis)) for axis in (1, 0))
     extent = max(np.ptp(rows), np.ptp(columns)) + 1 if len(rows) else side
     box = (0, 0, side, side)
     if extent < side / 2:
@@ -75,7 +87,28 @@ def load_picture(path, size=32):
     small = Image.fromarray(grey).resize((size, size), Image.Resampling.LANCZOS, box=box)
     if side != size:
         said.append(f"resized to {size}×{size}")
-    return np.clip(np.asarray(small)[None, None] * 2 - 1, -1, 1), said
+    array = np.asarray(small)[None, None] * 2 - 1
+    return (array if noisy else np.clip(array, -1, 1)), said
+
+
+def noise_sigma(image):
+    """Standard deviation of the noise in an image (H, W), from the median of |second differences|.
+
+    The mask [1, −2, 1] ⊗ [1, −2, 1] takes away what is smooth and answers to noise with 6 times its deviation
+    (Immerkær 1996, "Fast noise variance estimation"); the median, 0.6745 σ for Gaussians, passes over edges. 0 for
+    images of less than 3×3 pixels.
+    """
+    if min(image.shape) < 3:
+        return 0.0
+    rows = image[:-2] - 2 * image[1:-1] + image[2:]
+    response = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
+    return float(np.median(np.abs(response))) / (6 * 0.6745)
+
+
+def _smoothed(grey):
+    """Without single noisy pixels, if there are enough pixels for strokes to survive the median filter."""
+    size = max(grey.shape) // 64 | 1
+    return np.asarray(Image.fromarray(grey).filter(ImageFilter.MedianFilter(size)))
 
 
 def save_png(path, images, columns=None):

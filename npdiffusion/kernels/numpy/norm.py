@@ -95,7 +95,7 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False):
             s = slice(i, min(i + step, stop))
             x, d, buffer = xs[s], dxs[s], scratch("norm", xs[s].shape, xs.dtype)
             scale = weight[s] * rstd[s]
-            if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2; d is twice that at first
+            if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2; d takes twice that
                 half, t = buffer, scratch("tanh", d.shape, d.dtype)
                 np.multiply(x, _repeat(0.5 * scale, d), out=half)
                 half += _repeat(0.5 * (bias[s] - mean[s] * scale), d)
