@@ -3,6 +3,7 @@
     python examples/train_diffusion.py                       # an hour on 2 cores, into runs/diffusion
     python examples/train_diffusion.py --resume              # goes on where it was stopped, bit for bit
     python examples/train_diffusion.py --steps 300 --data synthetic --out runs/try
+    python examples/train_diffusion.py --evaluate            # the test loss of the network that comes with the package
 
 The loss is that of Ho et al. 2020, eq. 14: ‖ε − ε_θ(√ᾱ_t·x_0 + √(1 − ᾱ_t)·ε, t, label)‖², t uniform, where one label
 in ten is replaced by "no class" (Ho & Salimans 2022, alg. 1). Written to --out: checkpoint.safetensors (all that
@@ -26,7 +27,7 @@ from npdiffusion.checkpoint import load_file, save_file, save_weights
 from npdiffusion.data import load_digits, save_png
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, generate
 from npdiffusion.files import atomic_write
-from npdiffusion.models import UNet
+from npdiffusion.models import UNet, pretrained
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -39,6 +40,7 @@ def arguments():
     parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"])
     parser.add_argument("--out", type=Path, default=Path("runs/diffusion"))
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--evaluate", action="store_true", help="only print the shipped network's loss on the test set")
     parser.add_argument("--steps", type=int, default=20000, help="training steps in all")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate: warm-up, then a cosine down to 0")
@@ -183,13 +185,19 @@ def main():
     args = arguments()
     if args.threads:
         npdiffusion.set_num_threads(args.threads)
+    if args.evaluate:
+        loss = epsilon_mse(pretrained("mnist-ddpm"), DDPMScheduler(), load_digits(args.data, "test"))
+        return print(f"test ε-MSE of mnist-ddpm, averaged over t: {loss:.5f}")
     checkpoint = args.out / "checkpoint.safetensors"
     if checkpoint.exists() and not args.resume:
         raise SystemExit(f"{checkpoint} exists: go on with --resume, or choose another --out")
-    digits, test = load_digits(args.data, "train"), load_digits(args.data, "test")
-    run, scheduler = Training(args, len(digits)), DDPMScheduler()
-    if args.resume:
-        run.load(checkpoint)
+    try:
+        digits, test = load_digits(args.data, "train"), load_digits(args.data, "test")
+        run, scheduler = Training(args, len(digits)), DDPMScheduler()
+        if args.resume:
+            run.load(checkpoint)
+    except (KeyError, OSError, ValueError) as error:  # no data, bad settings, or no such checkpoint
+        raise SystemExit(f"train_diffusion.py: {error}")
     parameters = sum(p.numel() for p in run.model.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, {len(digits)} digits, step {run.step} of {args.steps}")
 

@@ -1,12 +1,12 @@
 """npdiffusion: diffusion models from scratch on NumPy, fast enough to use and short enough to read."""
 
 from . import _process  # noqa: F401  (before NumPy)
-from . import functional, nn, optim
+from . import checkpoint, data, diffusion, functional, metrics, models, nn, optim
 from .backend import manual_seed
 from .gradcheck import gradcheck
 from .tensor import Tensor, graph, no_grad
 from .threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
-__all__ = ["Tensor", "functional", "get_num_threads", "gradcheck", "graph", "manual_seed", "nn", "no_grad", "optim",
-           "set_num_threads"]
+__all__ = ["Tensor", "checkpoint", "data", "diffusion", "functional", "get_num_threads", "gradcheck", "graph",
+           "manual_seed", "metrics", "models", "nn", "no_grad", "optim", "set_num_threads"]

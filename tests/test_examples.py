@@ -73,6 +73,8 @@ def test_training_refuses_to_overwrite_or_to_mix_settings(whole):
     assert again.returncode and "--resume" in again.stderr
     other = run("train_diffusion.py", *TINY[:-1], "12", "--out", out, "--resume", check=False)
     assert other.returncode and "other settings" in other.stderr
+    nothing = run("train_diffusion.py", *TINY, "--out", out / "nowhere", "--resume", check=False)
+    assert nothing.returncode and "no checkpoint at" in nothing.stderr and "Traceback" not in nothing.stderr
 
 
 def test_quickstart(tmp_path):
