@@ -108,6 +108,8 @@ def noise_sigma(image):
 def _smoothed(grey):
     """Without single noisy pixels, if there are enough pixels for strokes to survive the median filter."""
     size = max(grey.shape) // 64 | 1
+    if size == 1:  # nothing to do; and on this, Pillow 12's filter can bring Python down (a division by zero)
+        return grey
     return np.asarray(Image.fromarray(grey).filter(ImageFilter.MedianFilter(size)))
 
 
