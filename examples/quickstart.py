@@ -38,10 +38,10 @@ def arguments():
 
 
 def draw_digits(model, scheduler, out):
-    """New digits 0 to 9, one class a column, from pure noise; returns the pictures."""
+    """New digits 0 to 9, one class a column, from pure noise and guided by their class; returns the pictures."""
     rows = 6
     digits = generate(model, DDIMScheduler.from_config(scheduler.config), (10 * rows, 1, 32, 32),
-                      labels=np.tile(np.arange(10), rows), num_inference_steps=40, progress=True)
+                      labels=np.tile(np.arange(10), rows), guidance_scale=2.0, num_inference_steps=40, progress=True)
     figure = picture_rows(digits.reshape(rows, 10, 1, 32, 32), [""] * rows, [str(i) for i in range(10)])
     save_figure(figure, out / "generated.png")
     return digits

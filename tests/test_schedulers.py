@@ -342,10 +342,28 @@ def test_bad_arrays(kind):
         DDPMScheduler().step(x, 5, x, noise=x[:1])
 
 
+def test_ddim_step_from_what_the_clipped_x0_leaves():
+    """By hand, with a model whose x_0 = 3 is clipped to 1: the sample's rest counts as noise."""
+    scheduler, t = DDIMScheduler(100), 60
+    scheduler.set_timesteps(10)
+    a, before = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[t - 10]
+    x = np.full((1, 1, 2, 2), 0.7)
+    output = (x - math.sqrt(a) * 3.0) / math.sqrt(1 - a)
+    plain = scheduler.step(output, t, x)
+    rest = scheduler.step(output, t, x, use_clipped_model_output=True)
+    assert np.allclose(plain.pred_original_sample, 1) and np.allclose(rest.pred_original_sample, 1)
+    assert np.allclose(plain.prev_sample, math.sqrt(before) + math.sqrt(1 - before) * output)
+    epsilon = (0.7 - math.sqrt(a)) / math.sqrt(1 - a)
+    assert np.allclose(rest.prev_sample, math.sqrt(before) + math.sqrt(1 - before) * epsilon)
+    inside = 0.1 * output  # nothing is clipped: the same step
+    assert np.allclose(scheduler.step(inside, t, 0.1 * x).prev_sample,
+                       scheduler.step(inside, t, 0.1 * x, use_clipped_model_output=True).prev_sample)
+
+
 # diffusers
 
 
-def both_schedulers(monkeypatch, name, ddim_eta=0.0, **options):
+def both_schedulers(monkeypatch, name, ddim_eta=0.0, clipped=False, **options):
     """Ours and diffusers', configured alike, as (scheduler, timesteps, step(output, t, x, z)).
 
     diffusers' own float32 tables lose digits of 1 - ᾱ_t where ᾱ_t is near 1 (3e-4 of it at t = 0), which adds
@@ -370,16 +388,17 @@ def both_schedulers(monkeypatch, name, ddim_eta=0.0, **options):
     def their_step(output, t, x, z):
         output, x, z = (torch.from_numpy(a.copy()) for a in (output, x, z))
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: z)
-        more = {"eta": ddim_eta, "variance_noise": z} if name == "DDIM" else {}
+        more = {"eta": ddim_eta, "variance_noise": z, "use_clipped_model_output": clipped} if name == "DDIM" else {}
         out = theirs.step(output, t, x, **more)
         return out.prev_sample.numpy(), out.pred_original_sample.numpy()
 
-    return (ours, lambda output, t, x, z: ours.step(output, t, x, noise=z)), (theirs, their_step)
+    more = {"use_clipped_model_output": True} if clipped else {}
+    return (ours, lambda output, t, x, z: ours.step(output, t, x, noise=z, **more)), (theirs, their_step)
 
 
-def compare_loops(monkeypatch, name, n, ddim_eta=0.0, **options):
+def compare_loops(monkeypatch, name, n, ddim_eta=0.0, clipped=False, **options):
     """Two full loops, each on its own samples, with the same noise and the same (smooth, imperfect) model."""
-    (ours, our_step), (theirs, their_step) = both_schedulers(monkeypatch, name, ddim_eta, **options)
+    (ours, our_step), (theirs, their_step) = both_schedulers(monkeypatch, name, ddim_eta, clipped, **options)
     ours.set_timesteps(n)
     theirs.set_timesteps(n)
     np.testing.assert_array_equal(ours.timesteps, theirs.timesteps.numpy())
@@ -409,7 +428,8 @@ def test_loops_agree_with_diffusers(monkeypatch, schedule, prediction_type, spac
     for variance_type in ("fixed_small", "fixed_large"):
         compare_loops(monkeypatch, "DDPM", 10, variance_type=variance_type, **options)
     for eta, to_one in ((0.0, True), (0.6, False)):
-        compare_loops(monkeypatch, "DDIM", 10, ddim_eta=eta, set_alpha_to_one=to_one, **options)
+        for clipped in (False, True):
+            compare_loops(monkeypatch, "DDIM", 10, eta, clipped, set_alpha_to_one=to_one, **options)
 
 
 @pytest.mark.parametrize("name", ["DDPM", "DDIM"])

@@ -113,9 +113,10 @@ def reverse(model, scheduler, x, labels, guidance_scale, generator, progress):
         from tqdm import tqdm
 
         timesteps = tqdm(timesteps)
+    options = {"use_clipped_model_output": True} if isinstance(scheduler, DDIMScheduler) else {}
     with evaluating(model):
         for t in timesteps:
-            out = scheduler.step(predict(model, x, t, labels, guidance_scale), t, x, generator=generator)
+            out = scheduler.step(predict(model, x, t, labels, guidance_scale), t, x, generator=generator, **options)
             x = out.prev_sample
     return out
 

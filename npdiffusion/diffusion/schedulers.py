@@ -269,18 +269,23 @@ class DDIMScheduler(_Scheduler):
             return super().previous_timestep(t)
         return int(t) - self.num_train_timesteps // self.num_inference_steps
 
-    def step(self, model_output, timestep, sample, *, generator=None, noise=None):
+    def step(self, model_output, timestep, sample, *, use_clipped_model_output=False, generator=None, noise=None):
         """One step x_t -> x_{t-1}, with t - 1 meaning ``previous_timestep`` (Song et al. 2021, eq. 12, 16):
 
         x_{t-1} = √ᾱ_{t-1} x_0 + √(1 - ᾱ_{t-1} - σ_t²) ε + σ_t z
         σ_t = η √((1 - ᾱ_{t-1}) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_{t-1})
 
-        with the model's x_0 (clipped) and ε (as predicted). ``noise``: z, or None to draw it from
-        ``generator`` (with η = 0 none is used). Returns a SchedulerOutput.
+        with the model's x_0, clipped, and ε: as predicted, or, with ``use_clipped_model_output``, what the clipped
+        x_0 leaves of the sample, (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t). Without that, steps from nearly pure noise, where
+        almost every x_0 is clipped, drift off, and under guidance end in scribble. ``noise``: z, or None to draw it
+        from ``generator`` (with η = 0 none is used). Returns a SchedulerOutput.
         """
         alpha_bar, alpha_bar_prev = self._step_alpha_bars(timestep)
         x0 = self.predict_original_sample(model_output, timestep, sample)
-        epsilon = self.predict_epsilon(model_output, timestep, sample)
+        if use_clipped_model_output:
+            epsilon = (sample - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar)
+        else:
+            epsilon = self.predict_epsilon(model_output, timestep, sample)
         variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         direction = math.sqrt(max(1 - alpha_bar_prev - variance, 0.0))  # rounding can leave -1e-17
         prev = math.sqrt(alpha_bar_prev) * x0 + direction * epsilon
