@@ -41,7 +41,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=Path("runs/diffusion"))
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--evaluate", action="store_true", help="only print the shipped network's loss on the test set")
-    parser.add_argument("--steps", type=int, default=20000, help="training steps in all")
+    parser.add_argument("--steps", type=int, default=16000, help="training steps in all")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate: warm-up, then a cosine down to 0")
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
