@@ -19,12 +19,12 @@ _blas = ThreadpoolController()
 _tasks = queue.SimpleQueue()  # functions without arguments, for the workers
 _workers = 0
 _cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # to place threads on
-_num_threads = len(_cores) or os.cpu_count() or 1
+_num_threads = min(8, len(_cores) or os.cpu_count() or 1)  # more would mostly wait for Python's lock
 _local = threading.local()
 
 
 def get_num_threads():
-    """Number of threads that the NumPy kernels use (default: the cores this process may run on)."""
+    """Number of threads that the NumPy kernels use (default: the cores this process may run on, at most 8)."""
     return _num_threads
 
 
