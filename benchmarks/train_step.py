@@ -3,10 +3,10 @@
     python benchmarks/train_step.py                     # needs torch for the comparison: pip install torch
     python benchmarks/train_step.py --json results.json
 
-The networks have the same weights, and outputs, gradients and the step's result are checked to agree within 1e-4 before
-anything is timed. PyTorch runs in NCHW and in channels-last memory, and the faster of the two counts. Runs are
-interleaved, figures are medians. "share of sgemm" is the arithmetic of the convolutions and linear layers, counted
-directly (also where Winograd needs less), over time × the rate of a large matrix product in the same run.
+The networks have the same weights, and outputs and gradients are checked to agree within 1e-4 before anything is
+timed. PyTorch runs in NCHW and in channels-last memory, and the faster of the two counts. Runs are interleaved,
+figures are medians. "share of sgemm" is the arithmetic of the convolutions and linear layers, counted directly (also
+where Winograd needs less), over time × the rate of a large matrix product in the same run.
 """
 
 import argparse
@@ -15,15 +15,16 @@ import os
 import subprocess
 import sys
 import time
+from typing import Callable, NamedTuple
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
-
 from threadpoolctl import threadpool_info
 
 from npdiffusion import Tensor, functional as F, no_grad, optim
 from npdiffusion._process import AVX512, processor_flags
 from npdiffusion.backend import kernels
+from npdiffusion.kernels.numpy.layout import channels_last, to_nchw
 from npdiffusion.models import UNet
 
 try:
@@ -33,7 +34,7 @@ except ImportError:
     torch = None
 
 CONFIG = dict(channels=(32, 64, 128), blocks=1, attention=(2,), num_classes=10)  # what train_diffusion.py trains
-LAYOUTS = ("nchw", "channels_last")
+LAYOUTS = {"nchw": "contiguous_format", "channels_last": "channels_last"}  # PyTorch's names for them
 
 
 def inputs(batch):
@@ -52,61 +53,71 @@ def numpy_unet():
     return model
 
 
-def numpy_step(batch):
-    """(training step, forward pass, model), each a function without arguments."""
-    x, t, labels, noise = inputs(batch)
-    model = numpy_unet()
-    adam = optim.Adam(model.parameters(), lr=1e-4)
+class Runs(NamedTuple):
+    """A network, and what is done with it, each a function without arguments."""
 
+    model: object
+    forward: Callable  # without a graph, as sampling does
+    gradients: Callable
+    step: Callable
+
+
+def runs(model, adam, forward, loss):
+    """The same training step for both libraries, from the functions that differ."""
     def gradients():
-        loss = F.mse_loss(model(Tensor(x), t, labels), Tensor(noise))
+        value = loss()
         adam.zero_grad()
-        loss.backward()
+        value.backward()
 
     def step():
         gradients()
         adam.step()
+
+    return Runs(model, forward, gradients, step)
+
+
+def numpy_runs(batch):
+    x, t, labels, noise = inputs(batch)
+    model = numpy_unet()
 
     def forward():
         with no_grad():
             return model(Tensor(x), t, labels)
 
-    return step, forward, gradients, model
+    def loss():
+        return F.mse_loss(model(Tensor(x), t, labels), Tensor(noise))
+
+    return runs(model, optim.Adam(model.parameters(), lr=1e-4), forward, loss)
 
 
-def torch_step(batch, layout, state):
-    """The same in PyTorch."""
-    order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x, t, labels, noise = (torch.from_numpy(a) for a in inputs(batch))
-    x, noise = x.to(memory_format=order), noise.to(memory_format=order)
+def torch_runs(batch, layout, state):
+    x, t, labels, noise = (in_layout(torch.from_numpy(a), layout) for a in inputs(batch))
     model = torch_unet.UNet(**numpy_unet().config)
     model.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()})
-    model = model.to(memory_format=order)
-    adam = torch.optim.Adam(model.parameters(), lr=1e-4)
-
-    def gradients():
-        loss = torch.nn.functional.mse_loss(model(x, t, labels), noise)
-        adam.zero_grad()
-        loss.backward()
-
-    def step():
-        gradients()
-        adam.step()
+    model = model.to(memory_format=getattr(torch, LAYOUTS[layout]))
 
     def forward():
         with torch.no_grad():
             return model(x, t, labels)
 
-    return step, forward, gradients, model
+    def loss():
+        return torch.nn.functional.mse_loss(model(x, t, labels), noise)
+
+    return runs(model, torch.optim.Adam(model.parameters(), lr=1e-4), forward, loss)
+
+
+def in_layout(tensor, layout):
+    """A PyTorch tensor in one of the LAYOUTS, if it has images' four axes."""
+    return tensor.to(memory_format=getattr(torch, LAYOUTS[layout])) if tensor.ndim == 4 else tensor
 
 
 def assert_agreement(ours, theirs):
     """Outputs and gradients of the two networks within 1e-4 of their size."""
-    close("the network's output", ours[1]().data, theirs[1]())
-    ours[2](), theirs[2]()
-    other = dict(theirs[3].named_parameters())
-    scale = max(float(abs(p.grad).max()) for p in ours[3].parameters())
-    for name, p in ours[3].named_parameters():
+    close("the network's output", ours.forward().data, theirs.forward())
+    ours.gradients(), theirs.gradients()
+    other = dict(theirs.model.named_parameters())
+    scale = max(float(abs(p.grad).max()) for p in ours.model.parameters())
+    for name, p in ours.model.named_parameters():
         # where the gradient is zero by nature (the bias of attention's keys) only rounding is left: hence scale
         close(f"gradient of {name}", p.grad, other[name].grad, floor=1e-2 * scale)
 
@@ -126,32 +137,26 @@ def kernel_pairs(batch):
 
     def pair(op, x, *parameters):
         """op(library, x, *parameters) in both libraries; gradients for everything."""
-        cotangent = None
+        image = to_nchw(channels_last(x)) if x.ndim == 4 else x
+        cotangent = draw(*op(F, Tensor(x), *map(Tensor, parameters)).shape)
+        g = to_nchw(channels_last(cotangent)) if cotangent.ndim == 4 else cotangent
 
         def ours():
-            tensors = [Tensor(a, requires_grad=True) for a in (channels_last, *parameters)]
+            tensors = [Tensor(a, requires_grad=True) for a in (image, *parameters)]
             y = op(F, *tensors)
-            y.backward(cotangent)
+            y.backward(g)
             return [y.data, *(p.grad for p in tensors)]
 
-        channels_last = x if x.ndim != 4 else np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-        cotangent = draw(*op(F, Tensor(x), *map(Tensor, parameters)).shape)
-        if cotangent.ndim == 4:
-            cotangent = np.ascontiguousarray(cotangent.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         if torch is None:
             return ours, {}
 
         def theirs(layout):
-            order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-            arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in (x, *parameters)]
-            arrays = [a.to(memory_format=order) if a.ndim == 4 else a for a in arrays]
-            g = torch.from_numpy(np.ascontiguousarray(cotangent))
-            g = g.to(memory_format=order) if g.ndim == 4 else g
+            *arrays, upstream = (in_layout(torch.from_numpy(a), layout) for a in (x, *parameters, cotangent))
 
             def run():
                 tensors = [a.detach().requires_grad_() for a in arrays]
                 y = op(torch.nn.functional, *tensors)
-                y.backward(g)
+                y.backward(upstream)
                 return [y, *(p.grad for p in tensors)]
 
             return run
@@ -223,7 +228,7 @@ def count_operations(batch):
     for name in originals:
         setattr(F, name, counting(name))
     try:
-        numpy_step(batch)[1]()
+        numpy_runs(batch).forward()
     finally:
         for name, op in originals.items():
             setattr(F, name, op)
@@ -247,13 +252,10 @@ def measure_memory(library, batch):
         with open("/proc/self/status") as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
-    if library == "numpy":
-        step = numpy_step(batch)[0]
-    else:
-        step = torch_step(batch, library, numpy_unet().state_dict())[0]
+    here = numpy_runs(batch) if library == "numpy" else torch_runs(batch, library, numpy_unet().state_dict())
     before = peak()
     for _ in range(3):
-        step()
+        here.step()
     print(peak() - before)
 
 
@@ -284,18 +286,17 @@ def main():
     if args.measure_memory:
         return measure_memory(args.measure_memory, args.batch)
 
-    ours = numpy_step(args.batch)
-    # copies: Adam moves the parameters in place
-    state = {name: a.copy() for name, a in ours[3].state_dict().items()}
-    theirs = {layout: torch_step(args.batch, layout, state) for layout in LAYOUTS} if torch else {}
+    ours = numpy_runs(args.batch)
+    state = ours.model.state_dict()
+    theirs = {layout: torch_runs(args.batch, layout, state) for layout in LAYOUTS} if torch else {}
     for other in theirs.values():
         assert_agreement(ours, other)
     operations = count_operations(args.batch)
     results = {"batch": args.batch, "threads": args.threads, "numpy": np.__version__,
                "torch": torch.__version__ if torch else None, "blas": blas_kernels()}
     rows = []
-    for key, index, factor in (("train_step", 0, 3), ("forward", 1, 1)):
-        functions = {"numpy": ours[index], **{layout: other[index] for layout, other in theirs.items()}}
+    for key, run, factor in (("train_step", "step", 3), ("forward", "forward", 1)):
+        functions = {name: getattr(each, run) for name, each in {"numpy": ours, **theirs}.items()}
         times = interleaved({**functions, "sgemm": sgemm()}, args.repeats)
         rate = 2 * 2048 ** 3 / times.pop("sgemm")
         results[key] = entry(times, share_of_sgemm=factor * operations / times["numpy"] / rate,

@@ -18,19 +18,17 @@ import time
 from pathlib import Path
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from npdiffusion import Tensor, functional as F, optim
 from npdiffusion.checkpoint import load_file, save_file, save_weights
 from npdiffusion.data import load_digits, save_png
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, generate
+from npdiffusion.figures import save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.models import UNet, pretrained
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 LABEL_DROPOUT = 0.1
 
@@ -151,13 +149,12 @@ def report(run, scheduler, out):
     writer.writerows([int(step), round(seconds, 1), f"{loss:.5f}", f"{lr:.3e}"] for step, seconds, loss, lr in run.log)
     with atomic_write(out / "log.csv") as file:
         file.write(rows.getvalue().encode())
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
     axes.semilogy([row[0] for row in run.log], [row[2] for row in run.log], lw=1)
     axes.set(xlabel="step", ylabel="ε-MSE (training)", title="DDPM on digits")
     axes.grid(alpha=0.3, which="both")
-    with atomic_write(out / "loss.png") as file:
-        figure.savefig(file, dpi=130, format="png")
-    plt.close(figure)
+    save_figure(figure, out / "loss.png", dpi=130)
     run.ema.swap()
     try:  # its own generator: looking at samples must not change the training
         samples = generate(run.model, DDIMScheduler.from_config(scheduler.config), (40, 1, 32, 32),
@@ -168,7 +165,7 @@ def report(run, scheduler, out):
 
 
 def stop_requests():
-    """A list that Ctrl-C (or SIGTERM) adds to, so that the step in hand is finished first; the second time it raises."""
+    """A list that Ctrl-C (or SIGTERM) adds to, so that the step in hand is finished first; a second one raises."""
     requests = []
 
     def ask(number, frame):

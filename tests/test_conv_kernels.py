@@ -98,6 +98,20 @@ def machine(num_threads, chunk_bytes):
         threads.set_num_threads(before)
 
 
+def check_gradients(backward, g, x, weight, geometry, dx, dweight):
+    """Both gradients at once, and each alone."""
+    dtype = x.dtype.name
+    both = backward(g, x, weight, *geometry)
+    assert_close(both[0], dx, dtype)
+    assert_close(both[1], dweight, dtype, channels_last=False)
+    only_dx, none = backward(g, x, weight, *geometry, need_weight=False)
+    assert none is None
+    assert_close(only_dx, dx, dtype)
+    none, only_dweight = backward(g, x, weight, *geometry, need_input=False)
+    assert none is None
+    assert_close(only_dweight, dweight, dtype, channels_last=False)
+
+
 def check_conv(x, weight, bias, rng, stride, padding, dilation, groups, layout="nhwc"):
     dtype = x.dtype.name
     y, dx, dweight, g = conv_loops(
@@ -109,15 +123,7 @@ def check_conv(x, weight, bias, rng, stride, padding, dilation, groups, layout="
     before = [a.copy() for a in inputs]
     geometry = stride, padding, dilation, groups
     assert_close(conv2d(x, weight, bias, *geometry), y, dtype)
-    both = conv2d_backward(g, x, weight, *geometry)
-    assert_close(both[0], dx, dtype)
-    assert_close(both[1], dweight, dtype, channels_last=False)
-    only_dx, none = conv2d_backward(g, x, weight, *geometry, need_weight=False)
-    assert none is None
-    assert_close(only_dx, dx, dtype)
-    none, only_dweight = conv2d_backward(g, x, weight, *geometry, need_input=False)
-    assert none is None
-    assert_close(only_dweight, dweight, dtype, channels_last=False)
+    check_gradients(conv2d_backward, g, x, weight, geometry, dx, dweight)
     assert all(np.array_equal(a, b) for a, b in zip(inputs, before))
 
 
@@ -143,15 +149,7 @@ def check_conv_transpose(
     cut = g[:, :, : g.shape[2] + min(0, far[0][1]), : g.shape[3] + min(0, far[1][1])]
     far = [(near, max(0, f)) for near, f in far]
     dx, _, dweight, _ = conv_loops(cut, weight, lambda shape: x, stride, far, dilation, groups)
-    both = conv_transpose2d_backward(g, x, weight, *geometry)
-    assert_close(both[0], dx, dtype)
-    assert_close(both[1], dweight, dtype, channels_last=False)
-    only_dx, none = conv_transpose2d_backward(g, x, weight, *geometry, need_weight=False)
-    assert none is None
-    assert_close(only_dx, dx, dtype)
-    none, only_dweight = conv_transpose2d_backward(g, x, weight, *geometry, need_input=False)
-    assert none is None
-    assert_close(only_dweight, dweight, dtype, channels_last=False)
+    check_gradients(conv_transpose2d_backward, g, x, weight, geometry, dx, dweight)
     assert all(np.array_equal(a, b) for a, b in zip(inputs, before))
 
 

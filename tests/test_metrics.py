@@ -22,7 +22,8 @@ def test_psnr_by_hand():
 def test_picture_rows(tmp_path):
     rng = np.random.default_rng(0)
     rows = [rng.uniform(-1, 1, (6, 1, 8, 8)) for _ in range(3)]
-    save_figure(picture_rows(rows, ["noisy", "denoised", "original"], ["a", "b", "c"], group=2), tmp_path / "a.png", 100)
+    figure = picture_rows(rows, ["noisy", "denoised", "original"], ["a", "b", "c"], group=2)
+    save_figure(figure, tmp_path / "a.png", dpi=100)
     image = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
     assert image.shape[1] > 6 * 60 and 3 * 60 < image.shape[0] < 3 * 60 + 80
     assert 0.5 < (image < 255).mean() < 0.9 and len(np.unique(image)) > 100

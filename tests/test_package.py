@@ -14,8 +14,8 @@ def run(code, **environment):
 
 
 def test_import_needs_no_other_framework():
-    assert run("import sys, npdiffusion; print([m for m in ('torch', 'cupy', 'diffusers', 'scipy') if m in sys.modules])"
-               ) == "[]"
+    code = "import sys, npdiffusion; print([m for m in ('torch', 'cupy', 'diffusers', 'scipy') if m in sys.modules])"
+    assert run(code) == "[]"
 
 
 def test_only_the_backend_knows_other_array_libraries():

@@ -27,7 +27,8 @@ def load_picture(path, size=32):
         size: height and width of the result in pixels.
 
     Returns:
-        (1, 1, size, size) float32 in [-1, 1] (beyond, where noise is kept), and a list of short sentences that say what was done.
+        (1, 1, size, size) float32 in [-1, 1] (beyond, where noise is kept), and a list of short sentences
+        that say what was done.
 
     Raises:
         FileNotFoundError: there is no such file.

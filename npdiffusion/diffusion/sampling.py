@@ -9,6 +9,7 @@ import math
 from contextlib import contextmanager
 
 import numpy as np
+from tqdm import tqdm
 
 from ..backend import array_module
 from ..tensor import Tensor, no_grad
@@ -34,7 +35,7 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
         num_inference_steps: passed to ``set_timesteps`` of a copy; None visits ``scheduler.timesteps``.
         dtype: of the pictures; the model's.
         generator: random generator; None takes the library's (see ``manual_seed``).
-        progress: show a progress bar (needs tqdm).
+        progress: show a progress bar.
 
     Returns an array of the given shape, x_0 as the last step left it (within ±clip_sample_range if the
     scheduler clips and adds no noise at the end).
@@ -110,8 +111,6 @@ def reverse(model, scheduler, x, labels, guidance_scale, generator, progress):
     """Step x down through ``scheduler.timesteps``; returns the last SchedulerOutput."""
     timesteps = scheduler.timesteps.tolist()
     if progress:
-        from tqdm import tqdm
-
         timesteps = tqdm(timesteps)
     options = {"use_clipped_model_output": True} if isinstance(scheduler, DDIMScheduler) else {}
     with evaluating(model):

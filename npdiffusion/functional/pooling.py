@@ -109,8 +109,9 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest"):
         g = xp.moveaxis(g, -3, -1)
         onto_rows = (xp.arange(inside[0])[:, None] == rows).astype(g.dtype)
         onto_columns = (xp.arange(inside[1])[:, None] == columns).astype(g.dtype)
-        dx = onto_rows @ g.reshape(g.shape[:-2] + (-1,))  # (..., H, W_out·C)
-        dx = onto_columns @ dx.reshape(dx.shape[:-1] + g.shape[-2:])  # (..., H, W, C)
+        product = kernels(g).matmul
+        dx = product(onto_rows, g.reshape(g.shape[:-2] + (-1,)))  # (..., H, W_out·C)
+        dx = product(onto_columns, dx.reshape(dx.shape[:-1] + g.shape[-2:]))  # (..., H, W, C)
         return (xp.moveaxis(dx, -1, -3),)
 
     return record(xp.moveaxis(x.take(rows, -3).take(columns, -2), -1, -3), "interpolate", (input,), backward)

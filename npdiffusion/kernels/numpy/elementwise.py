@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...threads import parallel
+from ...threads import one_blas_thread, parallel
 from .layout import pixel_rows, sums_over_pixels
 
 __all__ = ["add", "cat", "channel_sums"]
@@ -40,6 +40,7 @@ def channel_sums(x):
     """Σ x over samples and pixels: (N, C, H, W) -> (C,)."""
     rows, c = pixel_rows(x), x.shape[1]
     if x.size < LARGE:
-        return sums_over_pixels(rows, c).sum(0)
+        with one_blas_thread():
+            return sums_over_pixels(rows, c).sum(0)
     parts = parallel(lambda start, stop: sums_over_pixels(rows[start:stop], c).sum(0), len(rows))
     return sum(parts)

@@ -9,17 +9,14 @@ from ...threads import one_blas_thread, parallel
 
 __all__ = ["matmul"]
 
-SMALL = 1 << 18  # multiplications; below, OpenBLAS uses one thread by itself
-LARGE = 1 << 24  # below, waking a thread costs more than it brings
+LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it brings
 
 
 def matmul(a, b):
     """a @ b by NumPy's rules, split over the first axis of stacks, or over the rows of a."""
     stacked = a.ndim > 2 or b.ndim > 2
-    work = a.size * b.shape[-1]
-    if work < SMALL:
-        return np.matmul(a, b)
-    if work < LARGE or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
+    small = a.size * b.shape[-1] < LARGE
+    if small or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
         with one_blas_thread():
             return np.matmul(a, b)
     out = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
