@@ -1,6 +1,7 @@
 """Networks."""
 
-from .pretrained import load_model, pretrained
+from .classifier import Classifier
+from .pretrained import load_model, pretrained, save_model
 from .unet import UNet, timestep_embedding
 
-__all__ = ["UNet", "load_model", "pretrained", "timestep_embedding"]
+__all__ = ["Classifier", "UNet", "load_model", "pretrained", "save_model", "timestep_embedding"]

@@ -1,34 +1,48 @@
-"""Networks from files, and those that come with the package."""
+"""Networks to files and back, and those that come with the package."""
 
 from pathlib import Path
 
-from ..checkpoint import load_weights
+from ..checkpoint import load_weights, save_weights
+from .classifier import Classifier
 from .unet import UNet
 
-__all__ = ["load_model", "pretrained"]
+__all__ = ["load_model", "pretrained", "save_model"]
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
+CLASSES = {kind.__name__: kind for kind in (Classifier, UNet)}
+
+
+def save_model(path, model, dtype=None):
+    """Write a network of this package for ``load_model``: its class, ``config`` and weights.
+
+    dtype: None, or "float16" for a file of half the size. Raises as ``checkpoint.save_weights``.
+    """
+    save_weights(path, model.state_dict(), {"class": type(model).__name__, **model.config}, dtype)
 
 
 def load_model(path):
-    """The UNet that a file of ``checkpoint.save_weights`` describes, with its weights, in evaluation mode.
+    """The network that ``save_model`` wrote, with its weights, in evaluation mode.
 
     Raises:
         FileNotFoundError, ValueError: no such file, a damaged one, or one of another architecture.
     """
     state, config = load_weights(path)
+    kind = config.pop("class", "UNet")
+    if kind not in CLASSES:
+        raise ValueError(f"{path} holds a {kind}, which this version does not know; it knows {', '.join(CLASSES)}")
     try:
-        model = UNet(**config)
+        model = CLASSES[kind](**config)
         model.load_state_dict(state)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint of a UNet as this version builds it: {error}") from error
+        raise ValueError(f"{path} is not a checkpoint of a {kind} as this version builds it: {error}") from error
     return model.eval()
 
 
 def pretrained(name="mnist-ddpm"):
-    """A network trained by this project: "mnist-ddpm", the class-conditional ε-predictor for 32×32 digits.
+    """A network trained by this project; each has its card in npdiffusion/weights.
 
-    It goes with ``DDPMScheduler()``'s defaults (1024 steps, linear schedule). See the card in npdiffusion/weights.
+    "mnist-ddpm" is the class-conditional ε-predictor for 32×32 digits, which goes with ``DDPMScheduler()``'s
+    defaults (1024 steps, linear schedule); "mnist-classifier" tells the ten digits apart.
     """
     path = WEIGHTS / f"{name}.safetensors"
     if not path.is_file():

@@ -1,0 +1,216 @@
+"""A training that shows its progress, saves itself, and goes on bit for bit where it was stopped."""
+
+import csv
+import io
+import json
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .backend import default_generator
+from .checkpoint import load_file, save_file
+from .figures import save_figure
+from .files import atomic_write
+from .models import save_model
+from .optim import EMA, AdamW, clip_grad_norm_, warmup_cosine
+
+__all__ = ["Training"]
+
+LOG_EVERY = 50  # steps
+
+
+class Training:
+    """A model being trained, and everything that a checkpoint must hold so that it can go on.
+
+        run = Training(model, len(digits), settings, steps=4000, batch_size=64, lr=1e-3)
+        run.fit(lambda index: F.mse_loss(model(Tensor(digits[index])), ...), "runs/mine")
+
+    Written to the directory: checkpoint.safetensors (all that resuming needs), model.safetensors (the averaged
+    weights, for ``load_model``), log.csv and loss.png.
+
+    Args:
+        model: the Module; its ``config`` goes into model.safetensors.
+        count: number of training examples. Each epoch visits all of them in a new order.
+        settings: JSON-able dict of what shapes the training; a checkpoint of other settings is refused.
+        steps: training steps in all. batch_size: examples in each; at most ``count``.
+        lr: peak learning rate: it warms up over the first 500 steps (at most a tenth of all), then falls to 0 along
+            half a cosine.
+        ema: decay of the averaged weights. weight_decay: AdamW's. clip: largest norm of all gradients together.
+
+    Attributes: ``rng``, the library's generator, which draws all that is random (it is saved too); ``step``;
+    ``seconds`` spent in training steps; ``history``, a list of dicts that ``report`` may add to (saved too).
+    """
+
+    def __init__(self, model, count, settings, *, steps, batch_size, lr, ema=0.999, weight_decay=0.0, clip=1.0):
+        if min(steps, batch_size) < 1 or batch_size > count:
+            raise ValueError(f"Training expects steps >= 1 and a batch of 1 to {count} (all examples), "
+                             f"got steps={steps}, batch_size={batch_size}")
+        self.model, self.rng = model, default_generator()
+        self.steps, self.batch_size, self.peak_lr, self.clip = steps, batch_size, lr, clip
+        self.settings = json.loads(json.dumps(settings))  # as it comes back from a checkpoint: tuples are lists
+        self.optimizer = AdamW(model.parameters(), lr, weight_decay=weight_decay)
+        self.ema = EMA(model, ema)
+        self.step, self.seconds, self.position = 0, 0.0, 0
+        self.order = self.rng.permutation(count)
+        self.log = []  # rows (step, seconds, mean loss since the row before, learning rate)
+        self.losses = []  # since the last row
+        self.history = []
+
+    def fit(self, loss, out, *, resume=False, save_minutes=5.0, report=None, title=""):
+        """Train until ``steps``; Ctrl-C finishes the step in hand, saves and exits.
+
+        Args:
+            loss: called with the indices (batch_size,) of a batch, returns the loss, a Tensor of one element.
+            out: directory. resume: go on from its checkpoint.
+            save_minutes: time between checkpoints.
+            report: called with this object before each checkpoint and at the end, with the averaged weights in the
+                model, which is in evaluation mode. It must draw nothing from ``rng``.
+            title: of the loss curve.
+
+        Raises:
+            SystemExit: there is a checkpoint but ``resume`` was not asked for, or one of other settings; or the
+                training was stopped (after saving). The message says how to go on.
+            FileNotFoundError, ValueError: nothing to resume from, or a damaged checkpoint.
+        """
+        out = Path(out)
+        checkpoint = out / "checkpoint.safetensors"
+        if resume:
+            self.load(checkpoint)
+        elif checkpoint.exists():
+            raise SystemExit(f"{checkpoint} exists: go on with --resume, or choose another --out")
+        finished, saved = self.step >= self.steps, time.monotonic()
+        with stop_requests() as stop, tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
+                                           unit="img", unit_scale=True, smoothing=0.05) as bar:
+            while self.step < self.steps and not stop:
+                started = time.perf_counter()
+                self.losses.append(self.train_step(loss))
+                self.seconds += time.perf_counter() - started
+                bar.update(self.batch_size)
+                if self.step % LOG_EVERY == 0 or self.step == self.steps:
+                    self.log.append((self.step, self.seconds, float(np.mean(self.losses)), self.optimizer.lr))
+                    bar.set_postfix(loss=f"{self.log[-1][2]:.4f}")
+                    self.losses.clear()
+                if self.step < self.steps and time.monotonic() - saved > save_minutes * 60:
+                    self.write(out, report, title)
+                    saved = time.monotonic()
+        if self.step < self.steps:
+            self.save(checkpoint)
+            raise SystemExit(f"stopped at step {self.step} of {self.steps}; go on with --resume")
+        if not finished:
+            self.write(out, report, title)
+
+    def train_step(self, loss):
+        """One step of gradient descent on the next batch; returns the loss as a float."""
+        self.model.train()
+        value = loss(self.next_batch())
+        self.optimizer.zero_grad()
+        value.backward()
+        clip_grad_norm_(self.optimizer.parameters, self.clip)
+        self.optimizer.lr = self.peak_lr * warmup_cosine(self.step, self.steps, min(500, self.steps // 10 + 1))
+        self.optimizer.step()
+        self.ema.update()
+        self.step += 1
+        return value.item()
+
+    def next_batch(self):
+        """Indices of the next examples; a new shuffle when the epoch is over."""
+        if self.position + self.batch_size > len(self.order):
+            self.order, self.position = self.rng.permutation(len(self.order)), 0
+        self.position += self.batch_size
+        return self.order[self.position - self.batch_size:self.position]
+
+    @contextmanager
+    def averaged(self):
+        """Context in which the model has the averaged weights and is in evaluation mode."""
+        self.ema.swap()
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.ema.swap()
+
+    def write(self, out, report=None, title=""):
+        """Call ``report``, then write checkpoint, averaged weights, log and loss curve."""
+        try:
+            if report:
+                with self.averaged():
+                    report(self)
+        finally:
+            self.save(out / "checkpoint.safetensors")
+        with self.averaged():
+            save_model(out / "model.safetensors", self.model)
+        rows = io.StringIO()
+        writer = csv.writer(rows)
+        writer.writerow(["step", "seconds", "loss", "lr"])
+        writer.writerows([int(step), f"{seconds:.1f}", f"{loss:.5f}", f"{lr:.3e}"]
+                         for step, seconds, loss, lr in self.log)
+        with atomic_write(out / "log.csv") as file:
+            file.write(rows.getvalue().encode())
+        save_figure(loss_curve(self.log, title), out / "loss.png")
+
+    def save(self, path):
+        """Write the checkpoint."""
+        arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        arrays |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
+        arrays |= {f"optimizer.{k}": np.asarray(v) for k, v in self.optimizer.state_dict().items()}
+        arrays |= {"order": self.order, "log": np.array(self.log).reshape(-1, 4), "losses": np.array(self.losses)}
+        save_file(path, arrays, {"settings": self.settings, "step": self.step, "seconds": self.seconds,
+                                 "position": self.position, "ema_updates": self.ema.updates,
+                                 "history": self.history, "generator": self.rng.bit_generator.state})
+
+    def load(self, path):
+        """Take over what ``save`` wrote; SystemExit if it was written under other settings."""
+        arrays, meta = load_file(path)
+        if meta.get("settings") != self.settings:
+            raise SystemExit(f"{path} was written with other settings.\n  there: {meta.get('settings')}\n"
+                             f"  here:  {self.settings}\nGive the same options, or another --out.")
+
+        def part(prefix):
+            return {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.ema.weights.update(part("ema."))
+        self.optimizer.load_state_dict(part("optimizer."))
+        self.order, self.losses = arrays["order"], arrays["losses"].tolist()
+        self.log = [tuple(row) for row in arrays["log"].tolist()]
+        self.step, self.seconds, self.position = meta["step"], meta["seconds"], meta["position"]
+        self.ema.updates, self.history = meta["ema_updates"], meta["history"]
+        self.rng.bit_generator.state = meta["generator"]
+
+
+def loss_curve(log, title):
+    """A matplotlib Figure of the training loss against the step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    losses = [row[2] for row in log]
+    axes.plot([row[0] for row in log], losses, lw=1)
+    axes.set(xlabel="step", ylabel="training loss", title=title, yscale="log" if min(losses, default=0) > 0 else "linear")
+    axes.grid(alpha=0.3, which="both")
+    return figure
+
+
+@contextmanager
+def stop_requests():
+    """A list that Ctrl-C (or SIGTERM) adds to, so that the step in hand is finished first; a second one raises."""
+    requests = []
+
+    def ask(number, frame):
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: nobody can ask
+        before = {}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
