@@ -190,7 +190,8 @@ def loss_curve(log, title):
     axes = figure.subplots()
     losses = [row[2] for row in log]
     axes.plot([row[0] for row in log], losses, lw=1)
-    axes.set(xlabel="step", ylabel="training loss", title=title, yscale="log" if min(losses, default=0) > 0 else "linear")
+    scale = "log" if min(losses, default=0) > 0 else "linear"
+    axes.set(xlabel="step", ylabel="training loss", title=title, yscale=scale)
     axes.grid(alpha=0.3, which="both")
     return figure
 
