@@ -13,6 +13,8 @@ from npdiffusion.training import Training
 
 IMAGES = np.random.default_rng(0).standard_normal((30, 1, 8, 8), dtype=np.float32)
 LABELS = np.arange(30) % 3
+IMAGES[LABELS == 1, :, ::2] += 2  # stripes one way
+IMAGES[LABELS == 2, :, :, ::2] += 2  # and the other
 SETTINGS = {"seed": 4, "channels": (8, 8)}
 
 
