@@ -63,7 +63,7 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path):
 
 
 def test_the_loss_falls_and_every_epoch_visits_every_example(tmp_path):
-    run, seen = training(steps=60, batch_size=10), []
+    run, seen = training(steps=90, batch_size=10, lr=0.05), []
 
     def loss(index):
         seen.append(index)
