@@ -3,7 +3,7 @@
     python examples/train_vae.py                            # minutes on 2 cores, into runs/vae
     python examples/train_vae.py --resume
     python examples/train_vae.py --latent 2 --out runs/vae2
-    python examples/train_vae.py --latent 128 --beta 0.1 --out runs/vae128
+    python examples/train_vae.py --latent 128 --beta 0.02 --out runs/vae128
     python examples/train_vae.py --preset smoke --data synthetic
 
 The loss is −log p(x | z) + β·KL(q(z | x) ‖ N(0, I)) with Bernoulli pixels (Kingma & Welling 2014, eq. 10), of all
