@@ -5,13 +5,14 @@ leave the model's mode, the scheduler's timesteps and their inputs as they were.
 """
 
 import copy
+import functools
 import math
 from contextlib import contextmanager
 
 import numpy as np
 from tqdm import tqdm
 
-from ..backend import array_module
+from ..backend import array_module, beside, to_device
 from ..tensor import Tensor, no_grad
 from .checks import check_sample, check_timesteps
 from .schedulers import DDIMScheduler, DDPMScheduler, draw_noise, trailing_timesteps
@@ -37,18 +38,28 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
         generator: random generator; None takes the library's (see ``manual_seed``).
         progress: show a progress bar.
 
-    Returns an array of the given shape, x_0 as the last step left it (within ±clip_sample_range if the
-    scheduler clips and adds no noise at the end).
+    Returns an array of the given shape on the model's device (``npdiffusion.to_device(x, "cpu")`` brings it back),
+    x_0 as the last step left it (within ±clip_sample_range if the scheduler clips and adds no noise at the end).
     """
     check_shape(shape)
     scheduler = copy.copy(scheduler)  # the caller's keeps its timesteps
     if num_inference_steps is not None:
         scheduler.set_timesteps(num_inference_steps)
-    x = draw_noise(tuple(shape), dtype, generator)
+    x = draw_noise(tuple(shape), dtype, generator, getattr(model, "device", "cpu"))
     labels = check_labels(labels, model, x, guidance_scale)
     return reverse(model, scheduler, x, labels, guidance_scale, generator, progress).prev_sample
 
 
+def on_the_models_device(denoise):
+    """``denoise`` for pictures on any device: they are moved to the model's, and the result back."""
+    @functools.wraps(denoise)
+    def moved(model, scheduler, noisy, *args, **options):
+        return beside(denoise(model, scheduler, to_device(noisy, getattr(model, "device", "cpu")), *args, **options),
+                      noisy)
+    return moved
+
+
+@on_the_models_device
 def denoise(model, scheduler, noisy, t, method="one-shot", num_inference_steps=None, labels=None,
             guidance_scale=1.0, *, generator=None, progress=False):
     """Estimate x_0 from x_t = ``noisy``: the reverse process, started at level t of the input.
@@ -74,7 +85,7 @@ def denoise(model, scheduler, noisy, t, method="one-shot", num_inference_steps=N
             other methods run pictures of equal level together.
         num_inference_steps: evenly spaced levels from t down; None for the number in the table.
 
-    Returns the estimate, an array like ``noisy``, clipped to [-1, 1].
+    Returns the estimate, an array like ``noisy`` and on its device, clipped to [-1, 1].
     """
     check_sample(noisy, "noisy")
     check_shape(noisy.shape)
@@ -95,11 +106,11 @@ def denoise(model, scheduler, noisy, t, method="one-shot", num_inference_steps=N
     kind, default_steps = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, math.inf)
     stepper = kind.from_config(scheduler.config)
     result = xp.empty_like(noisy)
-    levels = xp.full(len(noisy), t) if isinstance(t, int) else t
-    for level in xp.unique(levels).tolist():  # on the host before the loop: no step waits for a device
+    levels = np.full(len(noisy), t) if isinstance(t, int) else to_device(t, "cpu")
+    for level in np.unique(levels).tolist():  # on the host before the loop: no step waits for a device
         steps = min(num_inference_steps or default_steps, level + 1)
         stepper.set_timesteps(timesteps=trailing_timesteps(level + 1, steps))
-        chosen = levels == level
+        chosen = beside(np.flatnonzero(levels == level), noisy)
         some_labels = labels if labels is None else labels[chosen]
         out = reverse(model, stepper, noisy[chosen], some_labels, guidance_scale, generator, progress)
         # x_0 of the last step, not x_{-1}: the two differ only by noise added after the last pass
@@ -126,7 +137,7 @@ def predict(model, x, t, labels, guidance_scale):
     Guidance needs the model with and without labels: both halves go through it as one batch of 2 N.
     """
     xp, n = array_module(x), len(x)
-    t = xp.full(n, t, dtype=np.int64) if isinstance(t, int) else xp.asarray(t)
+    t = xp.full(n, t, dtype=np.int64) if isinstance(t, int) else beside(t, x)
     with no_grad():
         if labels is None or guidance_scale == 1:
             return model(Tensor(x), t, labels).data
@@ -169,5 +180,4 @@ def check_labels(labels, model, x, guidance_scale):
     if labels.min() < 0 or labels.max() >= model.num_classes:
         raise ValueError(f"labels: expected 0 to {model.num_classes - 1}, got {labels}; "
                          f"for pictures without a class pass labels=None")
-    xp = array_module(x)
-    return xp.broadcast_to(xp.asarray(labels, dtype=np.int64), (len(x),))
+    return array_module(x).broadcast_to(beside(labels.astype(np.int64, copy=False), x), (len(x),))
