@@ -10,18 +10,19 @@ from npdiffusion import Tensor
 from npdiffusion.files import atomic_write
 
 
-def parser_for(doc, name):
-    """An argparse parser with the options of every example that trains; --out is runs/NAME by default."""
+def parser_for(doc, name, trains=True):
+    """An argparse parser with the options that the examples share; --out is runs/NAME by default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cpu", choices=["smoke", "cpu", "long"],
                         help="smoke: seconds, to see that it runs; cpu: minutes on 2 cores; long: the best results. "
                              "Options you give yourself come before the preset's")
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help="directory for all that is written")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--resume", action="store_true", help="go on from what --out holds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="default: all cores")
     add_device(parser)
-    parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints")
+    if trains:
+        parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints")
     return parser
 
 

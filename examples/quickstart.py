@@ -16,7 +16,7 @@ from command_line import add_device
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 
-from npdiffusion.data import DataNotFoundError, load_digits, load_picture, noise_sigma
+from npdiffusion.data import DataNotFoundError, load_digits, load_picture
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
@@ -73,14 +73,13 @@ def clean_digits(model, scheduler, originals, rng, out):
 
 def clean_picture(model, scheduler, picture, level, out):
     """The user's picture beside its denoised version."""
-    if level is None:  # a picture with noise σ on its own scale is x_t/√ᾱ_t, where σ² = (1 − ᾱ_t)/ᾱ_t
-        sigma = noise_sigma(picture[0, 0])
-        levels = np.sqrt(1 / scheduler.alphas_cumprod - 1)
-        level = int(np.clip(np.abs(levels - sigma).argmin(), 20, 600))
-        print(f"noise estimated at σ = {sigma:.2f} of a range of 2, which is level t = {level}; --level sets another")
-    noisy = picture * np.float32(math.sqrt(scheduler.alphas_cumprod[level]))
-    smooth = denoise(model, scheduler, noisy, level)
-    sharp = denoise(model, scheduler, noisy, level, method="ddim")
+    if level is None:
+        level = int(pretrained("mnist-noise-level").timesteps(picture, scheduler).clip(20, 600)[0])
+        print(f"noise estimated at σ = {scheduler.sigmas[level]:.2f} of a range of 2, which is level t = {level}; "
+              "--level sets another")
+    sigma = scheduler.sigmas[level]  # the picture is on its own scale
+    smooth = denoise(model, scheduler, picture, sigma=sigma)
+    sharp = denoise(model, scheduler, picture, sigma=sigma, method="ddim")
     titles = ["yours", "one-shot", "DDIM"]
     save_figure(picture_rows([np.concatenate([picture, smooth, sharp])], [""], titles, cell=1.4), out / "yours.png")
 

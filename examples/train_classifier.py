@@ -12,10 +12,11 @@ others), model.safetensors, checkpoint.safetensors, log.csv and loss.png.
 from command_line import parse, parser_for, settings_of, told_plainly, write_metrics
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from npdiffusion import Tensor, functional as F, no_grad
 from npdiffusion.data import load_digits
-from npdiffusion.figures import picture_rows, save_figure
+from npdiffusion.figures import save_figure
 from npdiffusion.models import Classifier
 from npdiffusion.training import Training
 
@@ -64,6 +65,18 @@ def predictions(model, images, batch_size=250):
     return np.concatenate([x.data.argmax(1) for x in logits])
 
 
+def mistakes(images, labels, found, columns=10, rows=4):
+    """A figure of the first digits taken for others: "label → found" above each."""
+    figure = Figure(figsize=(0.75 * columns, 0.95 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, i in zip(axes.flat, np.flatnonzero(found != labels)):
+        ax.imshow(images[i, 0], cmap="gray", vmin=-1, vmax=1)
+        ax.set_title(f"{labels[i]} → {found[i]}", fontsize=8, pad=2)
+    return figure
+
+
 def main():
     args = arguments()
     with told_plainly("train_classifier.py"):
@@ -83,14 +96,9 @@ def main():
         run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, report=report, title="classifier")
     with run.averaged():
         found = predictions(model, images)
-    wrong = np.flatnonzero(found != labels)
     write_metrics(args.out, {"accuracy": float((found == labels).mean()), "test_digits": len(labels),
                              "minutes": run.seconds / 60, "history": run.history})
-    shown = np.resize(wrong if len(wrong) else np.arange(len(labels)), 40)
-    titles = [f"{labels[i]} → {found[i]}" for i in shown]
-    rows = [images[shown[i:i + 10]] for i in range(0, 40, 10)]
-    save_figure(picture_rows(rows, [" ".join(titles[i:i + 10]) for i in range(0, 40, 10)], cell=0.5, fontsize=5),
-                args.out / "mistakes.png")
+    save_figure(mistakes(images, labels, found), args.out / "mistakes.png")
 
 
 if __name__ == "__main__":

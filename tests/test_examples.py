@@ -102,3 +102,11 @@ def test_quickstart_says_what_is_wrong_with_a_picture(tmp_path):
     assert not (tmp_path / "out").exists()
     result = run("quickstart.py", "--level", "5000", check=False)
     assert result.returncode and "0 to 1023" in result.stderr
+
+
+def test_classifier(tmp_path):
+    run("train_classifier.py", "--preset", "smoke", "--data", "synthetic", "--out", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["test_digits"] == 200 and 0 <= metrics["accuracy"] <= 1
+    assert min(Image.open(tmp_path / "mistakes.png").size) > 300
+    assert np.asarray(Image.open(tmp_path / "mistakes.png")).std() > 10

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from npdiffusion.figures import picture_rows, save_figure
-from npdiffusion.metrics import psnr
+from npdiffusion.metrics import frechet_distance, psnr, ssim
 
 
 def test_psnr_by_hand():
@@ -17,6 +17,72 @@ def test_psnr_by_hand():
     assert np.isclose(psnr(a, b, peak=1)[0], 10 * np.log10(1 / 0.04))
     with pytest.raises(ValueError, match="one shape"):
         psnr(a, b[:2])
+
+
+def test_ssim_by_hand():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (3, 1, 11, 11))
+    assert np.allclose(ssim(x, x), 1)
+    # Flat pictures have no variance: what is left is (2 μ_x μ_y + C_1) / (μ_x² + μ_y² + C_1)
+    flat = np.full((1, 1, 16, 20), 0.5)
+    assert np.allclose(ssim(flat, -flat), (-0.5 + 0.02**2) / (0.5 + 0.02**2))
+    # One window: the formula with plain sums over its 121 weights
+    y = np.clip(x + 0.3 * rng.standard_normal(x.shape), -1, 1)
+    i = np.arange(11) - 5
+    w = np.exp(-(i[:, None] ** 2 + i**2) / (2 * 1.5**2))
+    w /= w.sum()
+    for a, b, found in zip(x[:, 0], y[:, 0], ssim(x, y)):
+        ma, mb = (w * a).sum(), (w * b).sum()
+        va, vb, vab = (w * (a - ma) ** 2).sum(), (w * (b - mb) ** 2).sum(), (w * (a - ma) * (b - mb)).sum()
+        assert np.isclose(found, (2 * ma * mb + 0.0004) / (ma**2 + mb**2 + 0.0004)
+                          * (2 * vab + 0.0036) / (va + vb + 0.0036))
+    with pytest.raises(ValueError, match="at least 11"):
+        ssim(x[..., :10], x[..., :10])
+    with pytest.raises(ValueError, match="one shape"):
+        ssim(x, x[:2])
+
+
+def test_ssim_against_scikit_image():
+    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
+    rng = np.random.default_rng(1)
+    x = rng.uniform(-1, 1, (4, 1, 32, 40)).astype(np.float32)
+    y = (x + 0.2 * rng.standard_normal(x.shape)).astype(np.float32)
+    for peak in (1.0, 2.0):
+        expected = [structural_similarity(a[0].astype(float), b[0].astype(float), data_range=peak, sigma=1.5,
+                                          gaussian_weights=True, use_sample_covariance=False) for a, b in zip(x, y)]
+        assert np.allclose(ssim(x, y, peak), expected, atol=1e-12)
+
+
+def whitened(rng, n, d):
+    """(n, d) with mean exactly 0 and covariance exactly I."""
+    x = rng.standard_normal((n, d))
+    x -= x.mean(0)
+    return x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    """Where the covariances commute it is ‖μ_a − μ_b‖² + Σ (σ_a − σ_b)²."""
+    rng = np.random.default_rng(0)
+    sa, sb, shift = np.array([1.0, 2.0, 0.0]), np.array([3.0, 0.5, 0.1]), np.array([1.0, 0.0, -2.0])
+    a, b = whitened(rng, 50, 3) * sa, whitened(rng, 80, 3) * sb + shift
+    assert np.isclose(frechet_distance(a, b), 5 + 4 + 2.25 + 0.01)
+    assert np.isclose(frechet_distance(b, a), 5 + 4 + 2.25 + 0.01)
+    assert abs(frechet_distance(a, a)) < 1e-9
+    assert np.isclose(frechet_distance(a[:, :1], b[:, :1]), 1 + 4)
+    with pytest.raises(ValueError, match="two rows"):
+        frechet_distance(a[:1], b)
+    with pytest.raises(ValueError, match=r"\(N, D\)"):
+        frechet_distance(a, b[:, :2])
+
+
+def test_frechet_distance_against_scipy():
+    sqrtm = pytest.importorskip("scipy.linalg").sqrtm
+    rng = np.random.default_rng(1)
+    a = rng.standard_normal((40, 6)) @ rng.standard_normal((6, 6))
+    b = rng.standard_normal((30, 6)) @ rng.standard_normal((6, 6)) + 1
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
+    assert np.isclose(frechet_distance(a, b), expected)
 
 
 def test_picture_rows(tmp_path):

@@ -184,17 +184,83 @@ def test_denoise_ddim_takes_20_steps_and_one_step_is_one_shot():
                                   denoise(model, scheduler, noisy, 700))
 
 
-@pytest.mark.parametrize("method", ["one-shot", "ddim"])
-def test_denoise_with_a_level_for_each_picture(method):
+class Silent:
+    """A generator whose noise is 0: what a run computes, whatever is drawn in which order."""
+
+    def standard_normal(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize("method, steps, passes", [
+    ("one-shot", None, [4]),
+    ("ddim", None, [3] * 19 + [4]),  # the picture at level 0 has one step and joins last
+    ("ancestral", 7, [3] * 6 + [4]),
+    ("ancestral", None, [1] * 470 + [3] * 30 + [4]),
+])
+def test_denoise_with_a_level_for_each_picture(method, steps, passes):
+    """As each alone; and the model is asked once for all that are under way."""
     scheduler = DDPMScheduler()
     model, noisy = Perfect(scheduler), data(4, 4)[0]
     before, labels, levels = noisy.copy(), np.array([0, 1, 2, 0]), [30, 500, 30, 0]
-    together = denoise(model, scheduler, noisy, levels, method, labels=labels, guidance_scale=2.0)
+    options = dict(method=method, num_inference_steps=steps, guidance_scale=2.0, generator=Silent())
+    together = denoise(model, scheduler, noisy, levels, labels=labels, **options)
+    assert [n for n, _, _ in model.calls] == [2 * n for n in passes]  # with label and without
     for i, t in enumerate(levels):
-        label = int(labels[i])
-        alone = denoise(model, scheduler, noisy[i : i + 1], t, method, labels=label, guidance_scale=2.0)
+        alone = denoise(model, scheduler, noisy[i : i + 1], t, labels=int(labels[i]), **options)
         np.testing.assert_allclose(together[i : i + 1], alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(noisy, before)
+
+
+@pytest.mark.parametrize("method", ["one-shot", "ddim"])
+def test_denoise_what_a_camera_sees(method):
+    """x_0 + σ ε with sigma is √ᾱ_t x_0 + √(1 - ᾱ_t) ε with t."""
+    scheduler, t = DDPMScheduler(), np.array([5, 300, 800])
+    model, (x0, epsilon) = Perfect(scheduler), data(11, 3)
+    expected = denoise(model, scheduler, scheduler.add_noise(x0, epsilon, t), t, method)
+    sigma = scheduler.sigmas[t]
+    seen = x0 + sigma.reshape(3, 1, 1, 1).astype(np.float32) * epsilon
+    result = denoise(model, scheduler, seen, sigma=sigma, method=method)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    one = denoise(model, scheduler, seen[1:2], sigma=float(sigma[1]), method=method)
+    np.testing.assert_allclose(one, expected[1:2], atol=1e-5)
+
+
+class Level:
+    """Stands for a NoiseLevelNet."""
+
+    def __init__(self, levels):
+        self.levels = levels
+
+    def timesteps(self, pictures, scheduler):
+        return np.array(self.levels[:len(pictures)])
+
+
+@pytest.mark.parametrize("method", ["one-shot", "ddim", "ancestral"])
+def test_denoise_estimates_the_level(method, monkeypatch):
+    scheduler, levels = DDPMScheduler(), [40, 7, 40]
+    model, noisy = Perfect(scheduler), data(12, 3, size=32)[0]
+    options = dict(method=method, labels=[2, 0, 1], guidance_scale=1.5, generator=Silent())
+    expected = denoise(model, scheduler, noisy, levels, **options)
+    np.testing.assert_array_equal(denoise(model, scheduler, noisy, noise_level=Level(levels), **options), expected)
+    # without a network: the package's own, for such pictures
+    asked = []
+    monkeypatch.setattr("npdiffusion.diffusion.sampling.pretrained", lambda name: asked.append(name) or Level(levels))
+    np.testing.assert_array_equal(denoise(model, scheduler, noisy, **options), expected)
+    assert asked == ["mnist-noise-level"]
+
+
+@pytest.mark.parametrize("options, message", [
+    ({}, r"level of the noise is needed: t=, sigma=, or noise_level=.*1×32×32, got \(1, 8, 8\)"),
+    ({"t": 3, "sigma": 0.1}, "either t .* or sigma .*, got both"),
+    ({"sigma": 0.0}, "sigma: expected .* above 0"),
+    ({"sigma": [0.1, 1e4]}, "at most 177.7"),
+    ({"sigma": [0.1, 0.2, 0.3]}, r"sigma: expected a number or 2, one for each picture, got shape \(3,\)"),
+])
+def test_unknown_levels(options, message):
+    scheduler = DDPMScheduler()
+    with pytest.raises(ValueError, match=message):
+        denoise(Perfect(scheduler), scheduler, np.zeros((2, 1, 8, 8), np.float32), **options)
 
 
 @pytest.mark.parametrize("method", ["one-shot", "ddim", "ancestral"])

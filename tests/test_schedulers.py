@@ -59,6 +59,32 @@ def test_betas_one_at_a_time(kind, schedule):
     assert scheduler.alphas_cumprod[-1] < 1e-3  # nothing but noise at the end
 
 
+@given(st.sampled_from(BETA_SCHEDULES), st.integers(2, 1100), st.data())
+@settings(deadline=None)
+def test_sigma_to_t_undoes_sigmas(schedule, n_train, data):
+    scheduler = DDIMScheduler(n_train, beta_schedule=schedule)
+    t = np.array(data.draw(st.lists(st.integers(0, n_train - 1), min_size=1, max_size=5)))
+    assert scheduler.sigma_to_t(scheduler.sigmas[t]).tolist() == t.tolist()
+    assert scheduler.sigma_to_t(float(scheduler.sigmas[t[0]])) == t[0]
+    signal, noise = scheduler._rates(t, np.zeros((len(t), 1)))
+    np.testing.assert_allclose(scheduler.sigmas[t], (noise / signal)[:, 0], rtol=1e-9)  # of add_noise
+
+
+def test_sigma_to_t_by_hand():
+    scheduler = DDPMScheduler(4, beta_start=0.1, beta_end=0.4)  # ᾱ = 0.9, 0.72, 0.504, 0.3024
+    np.testing.assert_allclose(scheduler.sigmas, [0.1111111**0.5, 0.3888889**0.5, 0.984127**0.5, 2.306878**0.5], 1e-6)
+    assert type(scheduler.sigma_to_t(1.0)) is int
+    sigmas = np.exp(np.linspace(math.log(1e-3), math.log(scheduler.sigmas[-1]) - 1e-9, 999))
+    nearest = [min(range(4), key=lambda t: abs(math.log(s) - math.log(scheduler.sigmas[t]))) for s in sigmas]
+    assert scheduler.sigma_to_t(sigmas).tolist() == nearest and set(nearest) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("sigma", [0, -0.1, 1.6, math.inf, math.nan, [0.5, 0.0]])
+def test_sigma_out_of_range(sigma):
+    with pytest.raises(ValueError, match=r"sigma: expected the noise's standard deviation, above 0 and at most 1\.519"):
+        DDPMScheduler(4, beta_start=0.1, beta_end=0.4).sigma_to_t(sigma)
+
+
 @BOTH
 def test_timesteps_by_hand(kind):
     def timesteps(spacing, n, **options):

@@ -1,12 +1,15 @@
-"""Digits to train on, and pictures to read and write. Everything here is plain NumPy arrays."""
+"""Digits and micrographs to train on, and pictures to read and write. Everything here is plain NumPy arrays."""
 
 from .download import DataNotFoundError
+from .micrographs import (SSTEM, Lucchi, Micrographs, SyntheticMicrographs, load_micrographs, load_pairs,
+                          read_micrograph)
 from .mnist import MNIST, Dataset
 from .pictures import load_picture, noise_sigma, save_png
 from .synthetic import SyntheticDigits, draw_digits
 
-__all__ = ["DataNotFoundError", "Dataset", "MNIST", "SyntheticDigits", "draw_digits", "load_digits",
-           "load_picture", "noise_sigma", "save_png"]
+__all__ = ["DataNotFoundError", "Dataset", "Lucchi", "MNIST", "Micrographs", "SSTEM", "SyntheticDigits",
+           "SyntheticMicrographs", "draw_digits", "load_digits", "load_micrographs", "load_pairs", "load_picture",
+           "noise_sigma", "read_micrograph", "save_png"]
 
 
 def load_digits(name, split="train"):

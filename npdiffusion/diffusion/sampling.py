@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..backend import array_module, beside, to_device
+from ..models import pretrained
 from ..tensor import Tensor, no_grad
 from .checks import check_sample, check_timesteps
 from .schedulers import DDIMScheduler, DDPMScheduler, draw_noise, trailing_timesteps
@@ -60,11 +61,19 @@ def on_the_models_device(denoise):
 
 
 @on_the_models_device
-def denoise(model, scheduler, noisy, t, method="one-shot", num_inference_steps=None, labels=None,
-            guidance_scale=1.0, *, generator=None, progress=False):
-    """Estimate x_0 from x_t = ``noisy``: the reverse process, started at level t of the input.
+def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_steps=None, labels=None,
+            guidance_scale=1.0, *, sigma=None, noise_level=None, generator=None, progress=False):
+    """Estimate x_0 from noisy pictures: the reverse process, started at the level of their noise.
 
-    ``noisy`` is on the scheduler's scale, as ``add_noise`` makes it: √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
+    The level, one for all pictures or one for each, is known in one of three ways:
+
+    ======================= ============================================================================
+    t                       ``noisy`` is x_t as ``add_noise`` makes it: √ᾱ_t x_0 + √(1 - ᾱ_t) ε
+    sigma                   ``noisy`` is x_0 + σ ε, as a camera sees it; x_t = √ᾱ_t noisy, where
+                            σ² = (1 - ᾱ_t)/ᾱ_t (``scheduler.sigma_to_t``)
+    neither                 ``noisy`` is x_t, and ``noise_level`` estimates t for each picture. If you
+                            have x_0 + σ ε and don't know σ, give ``sigma=noise_level.sigma(noisy)``
+    ======================= ============================================================================
 
     ========== ======================================== =====================================================
     method     computes                                 good for
@@ -81,41 +90,77 @@ def denoise(model, scheduler, noisy, t, method="one-shot", num_inference_steps=N
         model, labels, guidance_scale, generator, progress: as for ``generate``.
         scheduler: a DDPMScheduler or DDIMScheduler; ``method`` decides how to step, so either will do.
         noisy: (N, C, H, W), float32 or float64, finite.
-        t: noise level 0 … T - 1, or (N,) integers. one-shot takes different levels in one pass; the
-            other methods run pictures of equal level together.
+        t: noise level 0 … T - 1, or (N,) integers.
         num_inference_steps: evenly spaced levels from t down; None for the number in the table.
+        sigma: standard deviation of the noise in units of x_0, or (N,) of them.
+        noise_level: a ``NoiseLevelNet``; None takes pretrained("mnist-noise-level") for 1×32×32 pictures.
 
-    Returns the estimate, an array like ``noisy`` and on its device, clipped to [-1, 1].
+    Returns the estimate, an array like ``noisy`` and on its device, on the scale of x_0, clipped to [-1, 1].
     """
     check_sample(noisy, "noisy")
     check_shape(noisy.shape)
-    xp = array_module(noisy)
-    if not xp.isfinite(noisy).all():
+    if not array_module(noisy).isfinite(noisy).all():
         raise ValueError("noisy: expected finite values, got NaN or infinity; clean the images first")
-    t = check_timesteps(t, len(noisy), scheduler.num_train_timesteps)
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"num_inference_steps: expected at least 1, got {num_inference_steps}")
-    labels = check_labels(labels, model, noisy, guidance_scale)
-    if method == "one-shot":
-        with evaluating(model):
-            output = predict(model, noisy, t, labels, guidance_scale)
-        return scheduler.predict_original_sample(output, t, noisy).clip(-1.0, 1.0)
-    if method not in ("ddim", "ancestral"):
+    if method not in ("one-shot", "ddim", "ancestral"):
         raise ValueError(f"method: expected 'one-shot', 'ddim' or 'ancestral', got {method!r}")
+    labels = check_labels(labels, model, noisy, guidance_scale)
+    x, t = at_level(scheduler, noisy, t, sigma, noise_level)
+    with evaluating(model):
+        if method == "one-shot":
+            x0 = scheduler.predict_original_sample(predict(model, x, t, labels, guidance_scale), t, x)
+        else:
+            kind, steps = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, scheduler.num_train_timesteps)
+            x0 = reverse_from(t, model, kind.from_config(scheduler.config), num_inference_steps or steps, x, labels,
+                              guidance_scale, generator, progress)
+    return x0.clip(-1.0, 1.0)
 
-    kind, default_steps = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, math.inf)
-    stepper = kind.from_config(scheduler.config)
-    result = xp.empty_like(noisy)
-    levels = np.full(len(noisy), t) if isinstance(t, int) else to_device(t, "cpu")
-    for level in np.unique(levels).tolist():  # on the host before the loop: no step waits for a device
-        steps = min(num_inference_steps or default_steps, level + 1)
-        stepper.set_timesteps(timesteps=trailing_timesteps(level + 1, steps))
-        chosen = beside(np.flatnonzero(levels == level), noisy)
-        some_labels = labels if labels is None else labels[chosen]
-        out = reverse(model, stepper, noisy[chosen], some_labels, guidance_scale, generator, progress)
-        # x_0 of the last step, not x_{-1}: the two differ only by noise added after the last pass
-        result[chosen] = out.pred_original_sample.clip(-1.0, 1.0)
-    return result
+
+def at_level(scheduler, noisy, t, sigma, noise_level):
+    """x_t and t (an int or (N,) integers) from what ``denoise`` was told of the noise."""
+    if t is not None and sigma is not None:
+        raise ValueError("expected either t (for pictures on the scheduler's scale) or sigma (on their own), got both")
+    if t is not None:
+        return noisy, check_timesteps(t, len(noisy), scheduler.num_train_timesteps)
+    if sigma is not None:
+        if np.shape(sigma) not in ((), (len(noisy),)):
+            raise ValueError(f"sigma: expected a number or {len(noisy)}, one for each picture, "
+                             f"got shape {np.shape(sigma)}")
+        t = scheduler.sigma_to_t(sigma)
+        return scheduler._rates(t, noisy)[0] * noisy, t
+    if noise_level is None:
+        if noisy.shape[1:] != (1, 32, 32):
+            raise ValueError(f"the level of the noise is needed: t=, sigma=, or noise_level=, a NoiseLevelNet trained "
+                             f"on such pictures (the one in the package knows 1×32×32, got {noisy.shape[1:]})")
+        noise_level = pretrained("mnist-noise-level")
+    return noisy, noise_level.timesteps(noisy, scheduler)
+
+
+def reverse_from(t, model, stepper, steps, x, labels, guidance_scale, generator, progress):
+    """The estimates of x_0 after at most ``steps`` steps down from t (an int or (N,) integers).
+
+    All pictures end together, and those with fewer levels to visit join later, so that every pass of the model is one
+    batch of all that are under way, and different levels cost no more than the highest one.
+    """
+    levels = [t] * len(x) if isinstance(t, int) else t.tolist()
+    paths = {level: [*trailing_timesteps(level + 1, min(steps, level + 1)).tolist(), -1] for level in set(levels)}
+    x, x0 = x.copy(), x.copy()
+    for left in tqdm(range(max(map(len, paths.values())), 1, -1), disable=not progress):
+        groups = {}  # (t, next t): the pictures that take this step
+        for i, level in enumerate(levels):
+            if len(paths[level]) >= left:
+                groups.setdefault(tuple(paths[level][-left:][:2]), []).append(i)
+        active = beside(np.array(sum(groups.values(), [])), x)
+        t = np.repeat([t for t, _ in groups], [len(pictures) for pictures in groups.values()])
+        output = predict(model, x[active], t, None if labels is None else labels[active], guidance_scale)
+        for (t, after), pictures in groups.items():
+            stepper.set_timesteps(timesteps=[t, after] if after >= 0 else [t])
+            own, active = active[:len(pictures)], active[len(pictures):]
+            # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
+            x[own], x0[own] = step(stepper, output[:len(pictures)], t, x[own], generator)
+            output = output[len(pictures):]
+    return x0
 
 
 def reverse(model, scheduler, x, labels, guidance_scale, generator, progress):
@@ -123,12 +168,17 @@ def reverse(model, scheduler, x, labels, guidance_scale, generator, progress):
     timesteps = scheduler.timesteps.tolist()
     if progress:
         timesteps = tqdm(timesteps)
-    options = {"use_clipped_model_output": True} if isinstance(scheduler, DDIMScheduler) else {}
     with evaluating(model):
         for t in timesteps:
-            out = scheduler.step(predict(model, x, t, labels, guidance_scale), t, x, generator=generator, **options)
+            out = step(scheduler, predict(model, x, t, labels, guidance_scale), t, x, generator)
             x = out.prev_sample
     return out
+
+
+def step(scheduler, output, t, x, generator):
+    """One step of either scheduler; DDIM's with the clipped x_0 (see there)."""
+    options = {"use_clipped_model_output": True} if isinstance(scheduler, DDIMScheduler) else {}
+    return scheduler.step(output, t, x, generator=generator, **options)
 
 
 def predict(model, x, t, labels, guidance_scale):

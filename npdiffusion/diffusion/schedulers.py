@@ -69,8 +69,9 @@ def add_step_noise(mean, variance, generator, noise):
 class _Scheduler:
     """Tables, forward process and conversions that DDPM and DDIM share.
 
-    ``betas``, ``alphas`` and ``alphas_cumprod`` (ᾱ) hold T = num_train_timesteps float64 values;
-    ``timesteps`` are the levels that a sampling loop visits, descending, on the host.
+    ``betas``, ``alphas``, ``alphas_cumprod`` (ᾱ) and ``sigmas`` hold T = num_train_timesteps float64 values;
+    ``timesteps`` are the levels that a sampling loop visits, descending, on the host. ``sigmas``, as in k-diffusion,
+    is the noise of a picture on its own scale: x_t/√ᾱ_t = x_0 + σ_t ε, with σ_t² = (1 - ᾱ_t)/ᾱ_t = 1/SNR.
     """
 
     num_train_timesteps: int = 1024
@@ -97,6 +98,7 @@ class _Scheduler:
         self.betas = make_betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
         self.alphas = 1 - self.betas
         self.alphas_cumprod = np.cumprod(self.alphas)
+        self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
         self.final_alpha_cumprod = 1.0
         self.timesteps = np.arange(self.num_train_timesteps)[::-1].copy()
         self.num_inference_steps = None
@@ -147,6 +149,24 @@ class _Scheduler:
         if len(index) == 0:
             raise ValueError(f"timestep {t} is not in scheduler.timesteps; choose them with set_timesteps")
         return int(self.timesteps[index[0] + 1]) if index[0] + 1 < len(self.timesteps) else -1
+
+    def sigma_to_t(self, sigma):
+        """The level t whose σ_t is nearest to ``sigma``, by their ratio: the inverse of ``sigmas[t]``.
+
+        sigma: standard deviation of the noise in x_0 + σ ε, in units of x_0: a number, or (N,) of them; less than
+        sigmas[0] is level 0. Returns an int, or (N,) int64.
+
+        Raises:
+            ValueError: σ ≤ 0, not finite, or above sigmas[-1], the noisiest level of this schedule.
+        """
+        sigma = np.asarray(sigma, dtype=np.float64)
+        wrong = sigma[~((sigma > 0) & (sigma <= self.sigmas[-1]))]
+        if wrong.size:
+            raise ValueError(f"sigma: expected the noise's standard deviation, above 0 and at most "
+                             f"{self.sigmas[-1]:.4g} (this schedule's last level), got {wrong[0]:.4g}")
+        borders = np.sqrt(self.sigmas[1:] * self.sigmas[:-1])  # σ_t grows with t
+        t = np.searchsorted(borders, sigma)
+        return int(t) if t.ndim == 0 else t
 
     def _rates(self, t, sample):
         """√ᾱ_t and √(1 - ᾱ_t): two floats for one t, two arrays of shape (N, 1, …) for t of shape (N,)."""

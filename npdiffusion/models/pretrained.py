@@ -4,12 +4,14 @@ from pathlib import Path
 
 from ..checkpoint import load_weights, save_weights
 from .classifier import Classifier
+from .noise_level import NoiseLevelNet
 from .unet import UNet
+from .vae import VAE
 
 __all__ = ["load_model", "pretrained", "save_model"]
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-CLASSES = {kind.__name__: kind for kind in (Classifier, UNet)}
+CLASSES = {kind.__name__: kind for kind in (Classifier, NoiseLevelNet, UNet, VAE)}
 
 
 def save_model(path, model, dtype=None):
@@ -42,7 +44,9 @@ def pretrained(name="mnist-ddpm"):
     """A network trained by this project; each has its card in npdiffusion/weights.
 
     "mnist-ddpm" is the class-conditional ε-predictor for 32×32 digits, which goes with ``DDPMScheduler()``'s
-    defaults (1024 steps, linear schedule); "mnist-classifier" tells the ten digits apart.
+    defaults (1024 steps, linear schedule); "mnist-classifier" tells the ten digits apart; "mnist-noise-level"
+    estimates how noisy a 32×32 digit is; "sstem-mitochondria" finds mitochondria in electron micrographs, by way of
+    examples/segment_mitochondria.py.
     """
     path = WEIGHTS / f"{name}.safetensors"
     if not path.is_file():

@@ -1,0 +1,84 @@
+"""A small convolutional network that tells how noisy a picture is."""
+
+import numpy as np
+
+from .. import functional as F
+from .. import nn
+from ..backend import to_device
+from ..tensor import Tensor, no_grad
+
+__all__ = ["NoiseLevelNet", "laplace_nll"]
+
+
+class NoiseLevelNet(nn.Module):
+    """The log signal-to-noise ratio λ of a noisy picture, and how sure that is.
+
+    λ = log(ᾱ_t/(1 − ᾱ_t)) = −2 log σ_t for x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε, and as well for x_0 + σ_t ε: the picture is
+    first divided by its root mean square, so the scale does not matter. No schedule is built in; ``timesteps`` asks
+    the scheduler it is given.
+
+    For each resolution two 3×3 convolutions, without normalisation, because noise shows in how strongly the features
+    vary; then the mean and the log mean square of all features over the pixels, and an MLP.
+
+    Args:
+        in_channels: of the picture.
+        channels: one number for each resolution; halved by average pooling in between.
+        hidden: width of the MLP.
+
+    Called with a Tensor (N, in_channels, H, W); returns (N, 2): λ's median and log b of a Laplace distribution
+    p(λ | x) = exp(−|λ − median|/b)/(2b). A median stays one under every monotone map, so the median of λ is that of t:
+    the estimate of least mean absolute error in both.
+    """
+
+    def __init__(self, in_channels=1, channels=(16, 32, 64), hidden=64):
+        channels = tuple(channels)
+        self.config = dict(in_channels=in_channels, channels=channels, hidden=hidden)
+        if not channels or min(channels) < 1:
+            raise ValueError(f"NoiseLevelNet: expected a positive number of channels for each resolution, "
+                             f"got {channels}")
+        inputs = (in_channels, *channels[:-1])
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1)
+                                   for i, o in zip(inputs, channels) for a, b in ((i, o), (o, o)))
+        for conv in self.convs:  # from PyTorch's 1/(3 fan_in) to variance 3/fan_in: nothing else keeps SiLU's scale
+            conv.weight.data *= 3
+        self.mlp = nn.Sequential(nn.Linear(2 * sum(channels), hidden), nn.SiLU(), nn.Linear(hidden, 2))
+
+    def forward(self, x):
+        if x.ndim != 4 or x.shape[1] != self.config["in_channels"]:
+            raise ValueError(f"NoiseLevelNet expects an input of shape (N, {self.config['in_channels']}, H, W), "
+                             f"got {x.shape}")
+        x = x / ((x * x).mean((1, 2, 3), keepdim=True) + 1e-12).sqrt()
+        statistics = []
+        for i, conv in enumerate(self.convs):
+            if i and i % 2 == 0:
+                x = F.avg_pool2d(x, 2)
+            x = F.silu(conv(x))
+            if i % 2:
+                statistics += [x.mean((2, 3)), ((x * x).mean((2, 3)) + 1e-6).log()]
+        return self.mlp(F.cat(statistics, 1))
+
+    def log_snr(self, pictures, batch_size=250):
+        """Median of λ and the distribution's b for each of the pictures (N, C, H, W): two NumPy arrays (N,)."""
+        with no_grad():
+            results = [to_device(self(Tensor(pictures[i:i + batch_size].astype(np.float32))).data, "cpu")
+                       for i in range(0, len(pictures), batch_size)]
+        median, log_b = np.concatenate(results).astype(np.float64).T
+        return median, np.exp(log_b)
+
+    def sigma(self, pictures):
+        """Standard deviation of the noise, (N,), in units of the clean picture x_0: exp(−λ/2)."""
+        return np.exp(-0.5 * self.log_snr(pictures)[0])
+
+    def timesteps(self, pictures, scheduler):
+        """The scheduler's level t of each picture: (N,) int64, the nearest to the median of λ."""
+        return scheduler.sigma_to_t(self.sigma(pictures).clip(scheduler.sigmas[0], scheduler.sigmas[-1]))
+
+
+def laplace_nll(output, log_snr):
+    """−log p(λ | x), averaged, of the distribution that ``NoiseLevelNet`` returns: |λ − median|/b + log 2b.
+
+    output: Tensor (N, 2). log_snr: array (N,), the true λ. Kendall & Gal 2017, eq. 5, with Laplace's distribution.
+    """
+    median, log_b = output[:, 0], output[:, 1]
+    error = (median - Tensor(log_snr.astype(output.dtype))).abs()
+    return (error * (-log_b).exp() + log_b).mean() + float(np.log(2))

@@ -1,0 +1,117 @@
+"""A convolutional variational autoencoder and its loss (Kingma & Welling 2014, "Auto-Encoding Variational Bayes")."""
+
+import math
+
+from .. import functional as F
+from .. import nn
+from ..backend import default_generator
+from ..tensor import Tensor, no_grad
+from .unet import GROUPS, ResBlock
+
+__all__ = ["VAE", "bernoulli_nll", "gaussian_kl", "vae_loss"]
+
+
+def gaussian_kl(mean, logvar):
+    """KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ_j (μ_j² + σ_j² − 1 − log σ_j²) in nats (Kingma & Welling 2014, app. B).
+
+    mean, logvar: Tensors μ and log σ² of shape (N, J). Returns (N,).
+    """
+    return 0.5 * (mean * mean + logvar.exp() - 1 - logvar).sum(1)
+
+
+def bernoulli_nll(logits, x):
+    """−log p(x | z) in nats, summed over the pixels, each of them Bernoulli with p = σ(logit) (app. C.1).
+
+    logits, x: Tensors (N, C, H, W); x in [−1, 1], so that the target is (x + 1)/2. For grey pixels this is the cross
+    entropy, whose least value is not 0 but their own entropy. Returns (N,).
+    """
+    return F.binary_cross_entropy_with_logits(logits, 0.5 * (x + 1), reduction="none").sum((1, 2, 3))
+
+
+def vae_loss(logits, x, mean, logvar, beta=1.0):
+    """−log p(x | z) + β·KL(q(z | x) ‖ p(z)), the mean over the pictures, in nats: −ELBO with β = 1 (eq. 10).
+
+    β > 1 asks for a simpler code, β < 1 for sharper pictures (Higgins et al. 2017, eq. 4). Arguments as for
+    ``bernoulli_nll`` and ``gaussian_kl``; returns a Tensor of one element.
+    """
+    return (bernoulli_nll(logits, x) + beta * gaussian_kl(mean, logvar)).mean()
+
+
+class VAE(nn.Module):
+    """Encoder q(z | x) = N(μ(x), σ²(x)) and Bernoulli decoder p(x | z); the prior of z is N(0, I).
+
+    Each resolution has one residual block, on the way down and again on the way up; strided convolutions lead down,
+    transposed ones up. Between the smallest resolution and the code lies one hidden layer.
+
+    Args:
+        latent: J, the size of the code z.
+        channels: one number for each resolution, from half the picture's size downwards; multiples of 8.
+        hidden: units of the hidden layers around the code.
+        in_channels, size: of the pictures, (in_channels, size, size) in [−1, 1]; size divides by 2^len(channels).
+
+    Called with a Tensor (N, in_channels, size, size); returns logits of that shape, mean and logvar (N, J), what
+    ``vae_loss`` takes. ``config`` holds the arguments.
+    """
+
+    def __init__(self, latent=20, channels=(32, 64), hidden=256, in_channels=1, size=32):
+        channels = tuple(channels)
+        self.config = dict(latent=latent, channels=channels, hidden=hidden, in_channels=in_channels, size=size)
+        if latent < 1 or hidden < 1:
+            raise ValueError(f"VAE: latent and hidden must be at least 1, got {latent} and {hidden}")
+        if not channels or any(c % GROUPS for c in channels):
+            raise ValueError(f"VAE: channels must be multiples of {GROUPS}, got {channels}")
+        if size % 2 ** len(channels):
+            raise ValueError(f"VAE with {len(channels)} halvings expects a size that divides by {2 ** len(channels)}, "
+                             f"got {size}")
+        side = size // 2 ** len(channels)
+        pairs = list(zip((in_channels, *channels[:-1]), channels))
+        self.bottom = side, side, channels[-1]
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairs)
+        self.down_blocks = nn.ModuleList(ResBlock(c, c) for c in channels)
+        self.norm_down = nn.GroupNorm(GROUPS, channels[-1])
+        self.to_code = nn.Sequential(nn.Linear(math.prod(self.bottom), hidden), nn.SiLU(),
+                                     nn.Linear(hidden, 2 * latent))
+        self.from_code = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(),
+                                       nn.Linear(hidden, math.prod(self.bottom)))
+        self.up_blocks = nn.ModuleList(ResBlock(c, c) for c in channels)
+        self.up_norms = nn.ModuleList(nn.GroupNorm(GROUPS, c) for c in channels)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 4, stride=2, padding=1) for a, b in pairs)
+
+    def encode(self, x):
+        """x (N, in_channels, size, size) -> mean and logvar, μ and log σ² of q(z | x), each (N, J)."""
+        shape = self.config["in_channels"], self.config["size"], self.config["size"]
+        if x.ndim != 4 or x.shape[1:] != shape:
+            raise ValueError(f"this VAE expects pictures of shape (N, {', '.join(map(str, shape))}), got {x.shape}")
+        for conv, block in zip(self.down, self.down_blocks):
+            x = block(conv(x))
+        x = F.group_norm_silu(x, GROUPS, self.norm_down.weight, self.norm_down.bias)
+        code = self.to_code(x.permute(0, 2, 3, 1).reshape(len(x), -1))  # a view: memory is channels-last
+        return code[:, :self.config["latent"]], code[:, self.config["latent"]:]
+
+    def reparameterise(self, mean, logvar, generator=None):
+        """z = μ + σ·ε with ε ~ N(0, I) (sec. 2.4): a sample through which the gradient reaches μ and σ."""
+        noise = (generator or default_generator()).standard_normal(mean.shape, dtype=mean.dtype)
+        return mean + (0.5 * logvar).exp() * Tensor(noise)
+
+    def decode(self, z):
+        """z (N, J) -> logits (N, in_channels, size, size)."""
+        if z.ndim != 2 or z.shape[1] != self.config["latent"]:
+            raise ValueError(f"this VAE expects codes of shape (N, {self.config['latent']}), got {z.shape}")
+        x = self.from_code(z).reshape(len(z), *self.bottom).permute(0, 3, 1, 2)
+        for conv, block, norm in reversed(list(zip(self.up, self.up_blocks, self.up_norms))):
+            x = conv(F.group_norm_silu(block(x), GROUPS, norm.weight, norm.bias))
+        return x
+
+    def forward(self, x, generator=None):
+        mean, logvar = self.encode(x)
+        return self.decode(self.reparameterise(mean, logvar, generator)), mean, logvar
+
+    def pictures(self, z):
+        """The mean pictures 2·σ(logits) − 1 in [−1, 1] of codes z, an array (N, J); returns an array."""
+        with no_grad():
+            return (0.5 * self.decode(Tensor(z))).tanh().data
+
+    def reconstruct(self, x):
+        """Pictures, an array (N, in_channels, size, size), decoded from their μ(x): an array like x."""
+        with no_grad():
+            return self.pictures(self.encode(Tensor(x))[0].data)
