@@ -1,10 +1,19 @@
 """The UNet of npdiffusion.models written in PyTorch, parameter for parameter, to measure and check against."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from npdiffusion.models import unet
+
+
+def timestep_embedding(t, dim):
+    """npdiffusion's, on t's device."""
+    omega = torch.exp(torch.arange(dim // 2, device=t.device, dtype=torch.float64) * (-math.log(10000) / (dim // 2)))
+    angle = t[:, None] * omega
+    return torch.cat([torch.cos(angle), torch.sin(angle)], 1)
 
 
 class ResBlock(nn.Module):
@@ -82,8 +91,7 @@ class UNet(nn.Module):
     def forward(self, x, t=None, labels=None):
         embedding = None
         if self.time:
-            embedding = torch.from_numpy(unet.timestep_embedding(t.numpy(), self.width)).to(x.dtype)
-            embedding = self.time_mlp(embedding)
+            embedding = self.time_mlp(timestep_embedding(t, self.width).to(x.dtype))
         if self.num_classes is not None:
             of_class = self.class_embedding(labels)
             embedding = of_class if embedding is None else embedding + of_class

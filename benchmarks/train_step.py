@@ -37,16 +37,16 @@ CONFIG = dict(channels=(32, 64, 128), blocks=1, attention=(2,), num_classes=10) 
 LAYOUTS = {"nchw": "contiguous_format", "channels_last": "channels_last"}  # PyTorch's names for them
 
 
-def inputs(batch):
+def inputs(batch, size=32):
     rng = np.random.default_rng(0)
-    return (rng.standard_normal((batch, 1, 32, 32), dtype=np.float32), rng.integers(0, 1024, batch),
-            rng.integers(0, 11, batch), rng.standard_normal((batch, 1, 32, 32), dtype=np.float32))
+    return (rng.standard_normal((batch, 1, size, size), dtype=np.float32), rng.integers(0, 1024, batch),
+            rng.integers(0, 11, batch), rng.standard_normal((batch, 1, size, size), dtype=np.float32))
 
 
-def numpy_unet():
+def numpy_unet(config=CONFIG):
     """The network with every weight away from its zero start, so that every gradient is alive."""
     rng = npdiffusion.manual_seed(0)
-    model = UNet(**CONFIG)
+    model = UNet(**config)
     for p in model.parameters():
         if not p.data.any():
             p.data[...] = 0.02 * rng.standard_normal(p.shape)
@@ -130,15 +130,11 @@ def close(what, a, b, floor=1e-8):
 
 def kernel_pairs(batch):
     """name -> (our forward and backward, {layout: PyTorch's}) for the ops that the UNet spends its time on."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        return rng.standard_normal(shape, dtype=np.float32)
-
     def pair(op, x, *parameters):
         """op(library, x, *parameters) in both libraries; gradients for everything."""
         image = to_nchw(channels_last(x)) if x.ndim == 4 else x
-        cotangent = draw(*op(F, Tensor(x), *map(Tensor, parameters)).shape)
+        shape = op(F, Tensor(x), *map(Tensor, parameters)).shape
+        cotangent = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
         g = to_nchw(channels_last(cotangent)) if cotangent.ndim == 4 else cotangent
 
         def ours():
@@ -163,23 +159,33 @@ def kernel_pairs(batch):
 
         return ours, {layout: theirs(layout) for layout in LAYOUTS}
 
+    return {name: pair(*call) for name, call in kernel_calls(batch).items()}
+
+
+def kernel_calls(batch):
+    """name -> (op(library, x, *parameters), x, *parameters) for the ops that the UNet spends its time on."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
     def conv(c, o, size, k=3):
-        return pair(lambda lib, x, w, b: lib.conv2d(x, w, b, padding=k // 2),
-                    draw(batch, c, size, size), draw(o, c, k, k) / k, draw(o))
+        return (lambda lib, x, w, b: lib.conv2d(x, w, b, padding=k // 2),
+                draw(batch, c, size, size), draw(o, c, k, k) / k, draw(o))
 
     def up(c, o, size):
-        return pair(lambda lib, x, w, b: lib.conv_transpose2d(x, w, b, stride=2),
-                    draw(batch, c, size, size), draw(c, o, 2, 2), draw(o))
+        return (lambda lib, x, w, b: lib.conv_transpose2d(x, w, b, stride=2),
+                draw(batch, c, size, size), draw(c, o, 2, 2), draw(o))
 
     def norm(c, size):
         def op(lib, x, w, b):
             return lib.group_norm_silu(x, 8, w, b) if lib is F else lib.silu(lib.group_norm(x, 8, w, b))
-        return pair(op, draw(batch, c, size, size), draw(c), draw(c))
+        return op, draw(batch, c, size, size), draw(c), draw(c)
 
     def attention():
         def op(lib, q, k, v):
             return lib.scaled_dot_product_attention(q, k, v)
-        return pair(op, *(draw(batch, 4, 64, 32) for _ in range(3)))
+        return op, *(draw(batch, 4, 64, 32) for _ in range(3))
 
     return {
         "conv 3×3, 32→32, 32×32": conv(32, 32, 32), "conv 3×3, 64→32, 32×32": conv(64, 32, 32),
@@ -187,7 +193,7 @@ def kernel_pairs(batch):
         "conv 3×3, 128→128, 8×8": conv(128, 128, 8), "conv 1×1, 64→32, 32×32": conv(64, 32, 32, 1),
         "conv 3×3, 1→32, 32×32": conv(1, 32, 32),
         "transposed conv 2×2, 64→32, 16×16": up(64, 32, 16), "transposed conv 2×2, 128→64, 8×8": up(128, 64, 8),
-        "max pool 2×2, 32, 32×32": pair(lambda lib, x: lib.max_pool2d(x, 2), draw(batch, 32, 32, 32)),
+        "max pool 2×2, 32, 32×32": (lambda lib, x: lib.max_pool2d(x, 2), draw(batch, 32, 32, 32)),
         "group norm + SiLU, 32, 32×32": norm(32, 32), "group norm + SiLU, 128, 8×8": norm(128, 8),
         "attention, 64 pixels, 4 heads": attention(),
     }

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
+from npdiffusion import Tensor
 from npdiffusion.files import atomic_write
 
 
@@ -19,9 +20,22 @@ def parser_for(doc, name, trains=True):
     parser.add_argument("--resume", action="store_true", help="go on from what --out holds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="default: all cores")
+    add_device(parser)
     if trains:
         parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints")
     return parser
+
+
+def add_device(parser):
+    """The option --device."""
+    def device(name):
+        try:
+            return Tensor(0.0, device=name).device
+        except (RuntimeError, ValueError) as error:  # no GPU, or no such name
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    parser.add_argument("--device", type=device, default="cpu",
+                        help="cpu (the default), or cuda: an NVIDIA GPU, which needs pip install 'npdiffusion[cuda]'")
 
 
 def parse(parser, presets):
@@ -51,9 +65,9 @@ def told_plainly(script):
 
 
 def settings_of(args):
-    """The options that shape a training: all but where, how long between saves, and with how many threads."""
+    """The options that shape a training: all but where to, how long between saves, and what computes."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()
-            if k not in ("out", "resume", "threads", "save_minutes")}
+            if k not in ("out", "resume", "threads", "device", "save_minutes")}
 
 
 def write_metrics(out, metrics):

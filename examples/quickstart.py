@@ -11,6 +11,8 @@ import math
 import time
 from pathlib import Path
 
+from command_line import add_device
+
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 
@@ -31,6 +33,7 @@ def arguments():
     parser.add_argument("--model", type=Path, help="weights to use instead of the package's own")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     args = parser.parse_args()
     if args.level is not None and not 0 <= args.level < 1024:
         parser.error(f"--level must lie in 0 to 1023, got {args.level}")
@@ -42,6 +45,7 @@ def draw_digits(model, scheduler, out):
     rows = 6
     digits = generate(model, DDIMScheduler.from_config(scheduler.config), (10 * rows, 1, 32, 32),
                       labels=np.tile(np.arange(10), rows), guidance_scale=2.0, num_inference_steps=40, progress=True)
+    digits = npdiffusion.to_device(digits, "cpu")
     figure = picture_rows(digits.reshape(rows, 10, 1, 32, 32), [""] * rows, [str(i) for i in range(10)])
     save_figure(figure, out / "generated.png")
     return digits
@@ -85,7 +89,7 @@ def main():
     start = time.perf_counter()
     rng = npdiffusion.manual_seed(args.seed)
     try:
-        model = load_model(args.model) if args.model else pretrained("mnist-ddpm")
+        model = (load_model(args.model) if args.model else pretrained("mnist-ddpm")).to(args.device)
         picture, done = load_picture(args.image) if args.image else (None, [])
     except (OSError, ValueError) as error:
         raise SystemExit(f"quickstart.py: {error}")

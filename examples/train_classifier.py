@@ -58,9 +58,11 @@ def warped(images, rng):
 
 def predictions(model, images, batch_size=250):
     """The class that the model finds most likely for each picture."""
+    device = getattr(model, "device", None)
     with no_grad():
-        return np.concatenate([model(Tensor(images[i:i + batch_size])).data.argmax(1)
-                               for i in range(0, len(images), batch_size)])
+        logits = [model(Tensor(images[i:i + batch_size], device=device)).cpu()
+                  for i in range(0, len(images), batch_size)]
+    return np.concatenate([x.data.argmax(1) for x in logits])
 
 
 def mistakes(images, labels, found, columns=10, rows=4):
@@ -80,13 +82,13 @@ def main():
     with told_plainly("train_classifier.py"):
         digits, test = load_digits(args.data, "train"), load_digits(args.data, "test")
         images, labels = test[:args.test]
-        model = Classifier(channels=args.channels, dropout=0.2)
+        model = Classifier(channels=args.channels, dropout=0.2).to(args.device)
         run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
                        weight_decay=0.02)
 
         def loss(index):
             x, label = digits[index]
-            return F.cross_entropy(model(Tensor(warped(x, run.rng))), label, label_smoothing=0.05)
+            return F.cross_entropy(model(Tensor(warped(x, run.rng), device=args.device)), label, label_smoothing=0.05)
 
         def report(run):
             run.history.append({"step": run.step, "accuracy": float((predictions(model, images) == labels).mean())})

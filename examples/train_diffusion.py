@@ -3,6 +3,7 @@
     python examples/train_diffusion.py                       # an hour on 2 cores, into runs/diffusion
     python examples/train_diffusion.py --resume              # goes on where it was stopped, bit for bit
     python examples/train_diffusion.py --steps 300 --data synthetic --out runs/try
+    python examples/train_diffusion.py --device cuda         # on an NVIDIA GPU
     python examples/train_diffusion.py --evaluate            # the test loss of the network that comes with the package
 
 The loss is that of Ho et al. 2020, eq. 14: ‖ε − ε_θ(√ᾱ_t·x_0 + √(1 − ᾱ_t)·ε, t, label)‖², t uniform, where one label
@@ -14,7 +15,7 @@ from command_line import parse, parser_for, settings_of, told_plainly, write_met
 
 import numpy as np
 
-from npdiffusion import Tensor, functional as F, no_grad
+from npdiffusion import Tensor, functional as F, no_grad, to_device
 from npdiffusion.data import load_digits, save_png
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, generate
 from npdiffusion.models import UNet, pretrained
@@ -50,7 +51,8 @@ def epsilon_mse(model, scheduler, digits, batch_size=200, seed=0):
         for i in range(0, len(digits), batch_size):
             x0, labels = digits[i:i + batch_size]
             t = levels[i:i + batch_size]
-            noise = rng.standard_normal(x0.shape, dtype=np.float32)
+            noise = to_device(rng.standard_normal(x0.shape, dtype=np.float32), model.device)
+            x0 = to_device(x0, model.device)
             guess = model(Tensor(scheduler.add_noise(x0, noise, t)), t, labels).data
             total += float(((guess - noise) ** 2).mean()) * len(x0)
     return total / len(digits)
@@ -60,18 +62,19 @@ def sample_sheet(model, scheduler, path):
     """Write a sheet of 40 digits, one class a column, as the model draws them now."""
     samples = generate(model, DDIMScheduler.from_config(scheduler.config), (40, 1, 32, 32), labels=np.arange(40) % 10,
                        num_inference_steps=25, generator=np.random.default_rng(0))
-    save_png(path, samples, columns=10)
+    save_png(path, to_device(samples, "cpu"), columns=10)
 
 
 def main():
     args = arguments()
     if args.evaluate:
-        loss = epsilon_mse(pretrained("mnist-ddpm"), DDPMScheduler(), load_digits(args.data, "test"))
+        loss = epsilon_mse(pretrained("mnist-ddpm").to(args.device), DDPMScheduler(), load_digits(args.data, "test"))
         return print(f"test ε-MSE of mnist-ddpm, averaged over t: {loss:.5f}")
     scheduler = DDPMScheduler()
     with told_plainly("train_diffusion.py"):
         digits, test = load_digits(args.data, "train"), load_digits(args.data, "test")
         model = UNet(channels=args.channels, blocks=args.blocks, attention=[len(args.channels) - 1], num_classes=10)
+        model.to(args.device)
         run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
                        ema=args.ema)
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(digits)} digits")
@@ -80,7 +83,8 @@ def main():
             (x0, labels), rng, n = digits[index], run.rng, len(index)
             t = rng.integers(0, scheduler.num_train_timesteps, n)
             labels = np.where(rng.random(n) < LABEL_DROPOUT, model.num_classes, labels)
-            noise = rng.standard_normal(x0.shape, dtype=np.float32)
+            x0 = to_device(x0, args.device)
+            noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
             return F.mse_loss(model(Tensor(scheduler.add_noise(x0, noise, t)), t, labels), Tensor(noise))
 
         run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, title="DDPM on digits",

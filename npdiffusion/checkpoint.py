@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from .backend import to_device
 from .files import atomic_write
 
 __all__ = ["load_file", "load_weights", "save_file", "save_weights"]
@@ -20,8 +21,8 @@ def save_file(path, tensors, metadata=None):
 
     Args:
         path: the file; by custom its name ends in ``.safetensors``.
-        tensors: dict of name -> NumPy array (boolean, integer, floating or complex64). Values, shapes
-            and dtypes come back as they were; the memory order comes back as C order.
+        tensors: dict of name -> array (boolean, integer, floating or complex64), on the CPU or a GPU. Values,
+            shapes and dtypes come back as they were, on the CPU and in C order.
         metadata: dict of what JSON can hold: string keys, and lists, dicts, strings, booleans, None and
             numbers, integers of any size among them (``bit_generator.state`` of ``np.random.default_rng``
             is such a dict). Tuples come back as lists.
@@ -33,10 +34,7 @@ def save_file(path, tensors, metadata=None):
     """
     if "__metadata__" in tensors:
         raise ValueError(f"{path}: '__metadata__' cannot be an array's name in a safetensors file: rename it")
-    for name, array in tensors.items():
-        if not isinstance(array, (np.ndarray, np.generic)):  # NumPy's scalars come back as 0-d arrays
-            raise TypeError(f"{path}: {name!r} must be a NumPy array, got {type(array).__name__} "
-                            "(plain numbers, strings and lists belong in metadata)")
+    tensors = _on_cpu(path, tensors)
     try:
         text = json.dumps({} if metadata is None else metadata)
     except (TypeError, ValueError) as error:
@@ -86,7 +84,7 @@ def save_weights(path, state_dict, config, dtype=None):
 
     Args:
         path: the file, see :func:`save_file`.
-        state_dict: dict of name -> NumPy array.
+        state_dict: dict of name -> array, on the CPU or a GPU.
         config: JSON-able dict of the architecture's arguments, as in ``UNet(**config)``.
         dtype: None stores arrays as they are; "float16" stores the floating ones in half the space
             (11 significant bits), and they come back as float32.
@@ -97,6 +95,7 @@ def save_weights(path, state_dict, config, dtype=None):
     """
     if dtype not in (None, "float16"):
         raise ValueError(f"dtype must be None or 'float16', got {dtype!r}")
+    state_dict = _on_cpu(path, state_dict)
     if dtype == "float16":
         state_dict = {name: _halve(path, name, array) for name, array in state_dict.items()}
     save_file(path, state_dict, {"config": config})
@@ -115,6 +114,17 @@ def load_weights(path):
     widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array
                for name, array in tensors.items()}
     return widened, metadata["config"]
+
+
+def _on_cpu(path, tensors):
+    arrays = {}
+    for name, array in tensors.items():
+        try:
+            arrays[name] = to_device(array, "cpu")  # NumPy's scalars pass: they come back as 0-d arrays
+        except TypeError:
+            raise TypeError(f"{path}: {name!r} must be a NumPy array, got {type(array).__name__} "
+                            "(plain numbers, strings and lists belong in metadata)") from None
+    return arrays
 
 
 def _halve(path, name, array):

@@ -1,18 +1,26 @@
-"""Optimisers, gradient clipping, learning-rate schedules, and the moving average of weights."""
+"""Optimisers, gradient clipping, learning-rate schedules, and the moving average of weights.
+
+On a GPU every launch of a kernel costs time, and a network has a hundred parameters. ``Module.to`` makes them pieces of
+one flat array; here so are the gradients and the optimiser's state, and one kernel updates them all.
+"""
 
 import math
 
 import numpy as np
 
-from .backend import array_module
+from .backend import array_module, beside, device_of, kernels, pack, packed
 
 __all__ = ["Adam", "AdamW", "EMA", "SGD", "clip_grad_norm_", "warmup_cosine"]
 
 
 class Optimizer:
-    """Base class: parameters, a learning rate ``lr`` that may be set at any time, and state for checkpoints."""
+    """Base class: parameters, a learning rate ``lr`` that may be set at any time, and state for checkpoints.
+
+    The state follows the parameters when a model is moved to another device.
+    """
 
     buffers = ()  # names of the lists of arrays that a subclass keeps, one array for each parameter
+    changing = None
 
     def __init__(self, parameters, lr):
         self.parameters = list(parameters)
@@ -23,6 +31,16 @@ class Optimizer:
         self.lr, self.steps = lr, 0
         for name in self.buffers:
             setattr(self, name, [array_module(p.data).zeros_like(p.data) for p in self.parameters])
+        self._places = ()
+        self._follow()
+
+    def _follow(self):
+        """Bring the state to where the parameters are now, and see whether all of it is flat there (None if not)."""
+        places = [p.data for p in self.parameters]
+        if not _same(places, self._places):
+            for name in self.buffers:
+                setattr(self, name, _like(getattr(self, name), places))
+            self._places, self._flat = places, _flat(places, *(getattr(self, name) for name in self.buffers))
 
     def zero_grad(self):
         """Forget the gradients."""
@@ -31,13 +49,19 @@ class Optimizer:
 
     def step(self):
         """Move every parameter that has a gradient."""
-        self.steps += 1
-        for i, p in enumerate(self.parameters):
-            if p.grad is not None:
-                self.update(i, p.data, p.grad)
+        self.steps += self.changing is None
+        self._follow()
+        grads = [p.grad for p in self.parameters]
+        if self._flat and all(g is not None for g in grads):
+            w, *state = self._flat
+            return self.update(w, _gathered(grads), *state)
+        for w, g, *state in zip(self._places, grads, *(getattr(self, name) for name in self.buffers)):
+            if g is not None:
+                self.update(w, g, *state)
 
     def state_dict(self):
         """{name: array or number} to go on from; the arrays are the optimiser's own."""
+        self._follow()
         arrays = {f"{name}.{i}": a for name in self.buffers for i, a in enumerate(getattr(self, name))}
         return {"steps": self.steps, "lr": self.lr, **arrays}
 
@@ -53,7 +77,8 @@ class Optimizer:
         self.steps, self.lr = int(state["steps"]), float(state["lr"])
         for name in self.buffers:
             for i, a in enumerate(getattr(self, name)):
-                a[...] = state[f"{name}.{i}"]
+                saved = state[f"{name}.{i}"]
+                a[...] = beside(saved if hasattr(saved, "dtype") else np.asarray(saved), a)
 
 
 class SGD(Optimizer):
@@ -65,11 +90,10 @@ class SGD(Optimizer):
         super().__init__(parameters, lr)
         self.momentum, self.weight_decay = momentum, weight_decay
 
-    def update(self, i, w, g):
+    def update(self, w, g, v):
         if self.weight_decay:
             g = g + self.weight_decay * w
         if self.momentum:
-            v = self.velocity[i]
             v *= self.momentum
             v += g
             g = v
@@ -80,6 +104,9 @@ class Adam(Optimizer):
     """m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², w ← w − lr·m̂/(√v̂ + ε) (Kingma & Ba 2015, alg. 1).
 
     m̂ = m/(1 − β₁^k) and v̂ = v/(1 − β₂^k) at step k. weight_decay λ adds λ·w to g.
+
+    For a step that is captured in a CUDA graph and replayed, ``advance()`` before each step: what changes from step to
+    step then lies on the GPU.
     """
 
     buffers = ("m", "v")
@@ -91,8 +118,21 @@ class Adam(Optimizer):
             raise ValueError(f"{type(self).__name__} expects betas in [0, 1), got {betas!r}")
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
-    def update(self, i, w, g):
-        m, v, (beta1, beta2) = self.m[i], self.v[i], self.betas
+    def advance(self):
+        """Count a step, and write lr, 1 − β₁^k and 1 − β₂^k to the array ``changing`` on the GPU, where ``step`` (which
+        from now on counts no more) will read them."""
+        self.steps += 1
+        now = beside(np.array([self.lr, *(1 - beta ** self.steps for beta in self.betas)]), self.parameters[0].data)
+        if self.changing is None:
+            self.changing = now
+        else:
+            self.changing[...] = now
+
+    def update(self, w, g, m, v):
+        beta1, beta2 = self.betas
+        if device_of(w) != "cpu" and _alike_in_memory(w, g, m, v):
+            return kernels(w).adam(w, g, m, v, self.lr, beta1, beta2, self.eps, self.weight_decay, self.decoupled,
+                                   self.steps, self.changing)
         if self.weight_decay and self.decoupled:
             w *= 1 - self.lr * self.weight_decay
         elif self.weight_decay:
@@ -117,10 +157,19 @@ class AdamW(Adam):
 
 
 def clip_grad_norm_(parameters, max_norm):
-    """Scale all gradients by max_norm/‖g‖ if their joint norm ‖g‖ is larger (Pascanu et al. 2013); returns ‖g‖."""
-    grads = [p.grad for p in parameters if p.grad is not None]
+    """Scale all gradients by max_norm/‖g‖ if their joint norm ‖g‖ is larger (Pascanu et al. 2013); returns ‖g‖.
+
+    On a GPU that is an array (), so that nothing waits for it, and the gradients become pieces of one flat array.
+    """
+    owners = [p for p in parameters if p.grad is not None]
+    grads = [p.grad for p in owners]
     if not grads:
         return 0.0
+    if device_of(grads[0]) != "cpu":
+        pieces = pack(grads)
+        for p, piece in zip(owners, pieces):
+            p.grad = piece
+        return kernels(pieces[0]).clip_norm(packed(pieces), max_norm)[0]
     squares = sum((array_module(g).vdot(g, g) for g in grads), 0.0)
     norm = math.sqrt(float(squares))
     if norm > max_norm:
@@ -150,16 +199,70 @@ class EMA:
             raise ValueError(f"EMA expects a decay in [0, 1), got {decay!r}")
         self.module, self.decay, self.updates = module, decay, 0
         self.weights = {name: a.copy(order="K") for name, a in module.state_dict().items()}
+        self._places = ()
+
+    def _follow(self):
+        """Bring the averages to where the parameters are now; returns the parameters' arrays by name."""
+        state = self.module.state_dict()
+        places = list(state.values())
+        if not _same(places, self._places):
+            averages = _like(list(self.weights.values()), places)
+            self.weights = dict(zip(self.weights, averages))
+            self._places, self._flat = places, _flat(places, averages)
+        return state
 
     def update(self):
         """Take the parameters' present values into the average."""
         self.updates += 1
         d = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, w in self.module.state_dict().items():
+        state = self._follow()
+        if self._flat:
+            w, average = self._flat
+            return kernels(w).ema(average, w, d)
+        for name, w in state.items():
             s = self.weights[name]
             s += (1 - d) * (w - s)
 
     def swap(self):
         """Exchange averages and parameters; call again to change back."""
-        for name, w in self.module.state_dict().items():
-            self.weights[name][...], w[...] = w.copy(), self.weights[name].copy()
+        state = self._follow()
+        for w, s in [self._flat] if self._flat else zip(state.values(), self.weights.values()):
+            s[...], w[...] = w.copy(), s.copy()
+
+    def load(self, weights):
+        """Copy averages (a state_dict, of any device) into these; KeyError if the names differ."""
+        self._follow()
+        if set(weights) != set(self.weights):
+            raise KeyError(f"averages do not fit: expected {sorted(self.weights)}, got {sorted(weights)}")
+        for name, average in self.weights.items():
+            average[...] = beside(weights[name], average)
+
+
+def _same(arrays, others):
+    return len(arrays) == len(others) and all(a is b for a, b in zip(arrays, others))
+
+
+def _like(arrays, places):
+    """The arrays on the devices and of the dtypes of ``places``; on a GPU pieces of one flat array if those are."""
+    arrays = [beside(a, place).astype(place.dtype, copy=False) for a, place in zip(arrays, places)]
+    flat = device_of(places[0]) != "cpu" and packed(places) is not None and packed(arrays) is None
+    return pack(arrays) if flat else arrays
+
+
+def _flat(*lists):
+    """The flat arrays of lists of arrays on a GPU, or None."""
+    if device_of(lists[0][0]) == "cpu":
+        return None
+    flats = [packed(arrays) for arrays in lists]
+    return None if any(flat is None for flat in flats) else flats
+
+
+def _alike_in_memory(*arrays):
+    """Whether a kernel may run through all of the arrays' memory element by element."""
+    return all((a.transpose(0, 2, 3, 1) if a.ndim == 4 else a).flags.c_contiguous for a in arrays)
+
+
+def _gathered(grads):
+    """The gradients in one flat array."""
+    flat = packed(grads)
+    return packed(pack(grads)) if flat is None else flat

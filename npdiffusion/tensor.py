@@ -12,7 +12,7 @@ from contextlib import ContextDecorator
 
 import numpy as np
 
-from .backend import array_module, kernels, to_device
+from .backend import array_module, device_of, is_device, kernels, to_device, writeable
 
 __all__ = ["Tensor", "graph", "no_grad", "record"]
 
@@ -52,18 +52,19 @@ class Tensor:
     """An array that remembers how it was computed.
 
     Args:
-        data: array, Tensor, number or nested list. Arrays are not copied and keep their dtype (float32,
-            float64, integers or bool); Python floats become float32, as in PyTorch.
+        data: array (NumPy's or CuPy's), Tensor, number or nested list. Arrays are not copied and keep their dtype
+            (float32, float64, integers or bool); Python floats become float32, as in PyTorch.
         requires_grad: whether ``backward`` shall leave d(result)/d(this) in ``.grad``.
+        device: "cpu" or "cuda" to move the data there; None leaves them where they are.
 
-    Attributes: ``data`` the array; ``grad`` an array of the same shape and dtype, or None;
-    ``requires_grad``; ``shape``, ``ndim``, ``dtype``, ``device``.
+    Attributes: ``data`` the array; ``grad`` an array of the same shape, dtype and device, or None;
+    ``requires_grad``; ``shape``, ``ndim``, ``dtype``, ``device`` ("cpu", "cuda:0", ...).
     """
 
     __slots__ = ("data", "grad", "requires_grad", "node", "__weakref__")
     __array_ufunc__ = None  # ndarray * Tensor asks the Tensor, not NumPy
 
-    def __init__(self, data, requires_grad=False):
+    def __init__(self, data, requires_grad=False, device=None):
         if isinstance(data, Tensor):
             data = data.data
         elif isinstance(data, np.generic):  # before float: np.float64 is one, and what an op makes of 0-d arrays
@@ -77,17 +78,20 @@ class Tensor:
             raise TypeError(f"a Tensor holds float32, float64, integers or bool, not {data.dtype}; use .astype first")
         if requires_grad and data.dtype.kind != "f":
             raise TypeError(f"only floating-point Tensors can require gradients, not {data.dtype}")
-        self.data, self.grad, self.requires_grad, self.node = data, None, requires_grad, None
+        self.data = data if device is None else to_device(data, device)
+        self.grad, self.requires_grad, self.node = None, requires_grad, None
 
     shape = property(lambda self: self.data.shape)
     ndim = property(lambda self: self.data.ndim)
     dtype = property(lambda self: self.data.dtype)
-    device = property(lambda self: "cpu")
+    device = property(lambda self: device_of(self.data))
     is_leaf = property(lambda self: self.node is None)
 
     def __repr__(self):
         grad = f", grad_fn={self.node.name}" if self.node else ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({np.array2string(self.data, separator=', ', threshold=50)}, dtype={self.dtype}{grad})"
+        device = "" if self.device == "cpu" else f", device={self.device!r}"
+        values = np.array2string(to_device(self.data, "cpu"), separator=", ", threshold=50)
+        return f"Tensor({values}, dtype={self.dtype}{device}{grad})"
 
     def __len__(self):
         if not self.ndim:
@@ -117,7 +121,7 @@ class Tensor:
         return self.data.size
 
     def item(self):
-        """The only element, as a Python number; ValueError if there are more."""
+        """The only element, as a Python number; ValueError if there are more. On a GPU this waits for its result."""
         if self.data.size != 1:
             raise ValueError(f"item() needs a Tensor of one element, this one has shape {self.shape}")
         return self.data.item()
@@ -127,9 +131,11 @@ class Tensor:
         return Tensor(self.data)
 
     def numpy(self):
-        """The array itself (not a copy); RuntimeError if the Tensor is part of a graph: detach() it first."""
+        """The array itself (not a copy). RuntimeError if the Tensor is part of a graph, or on a GPU."""
         if self.requires_grad:
             raise RuntimeError("this Tensor requires gradients; call .detach().numpy()")
+        if self.device != "cpu":
+            raise RuntimeError(f"this Tensor is on {self.device}; call .cpu().numpy()")
         return self.data
 
     def backward(self, grad=None):
@@ -143,7 +149,7 @@ class Tensor:
 
         Raises:
             RuntimeError: nothing here requires gradients, or the graph was freed by an earlier backward.
-            ValueError, TypeError: ``grad`` is missing, or of another shape or dtype.
+            ValueError, TypeError: ``grad`` is missing, or of another shape, dtype or device.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() on a Tensor that does not require gradients: set requires_grad=True "
@@ -155,6 +161,8 @@ class Tensor:
             grad = array_module(self.data).ones_like(self.data)
         grad = grad.data if isinstance(grad, Tensor) else grad
         array_module(grad)
+        if device_of(grad) != self.device:
+            raise TypeError(f"backward() expects a gradient on {self.device}, got one on {device_of(grad)}")
         if grad.shape != self.shape:
             raise ValueError(f"backward() expects a gradient of shape {self.shape}, got {grad.shape}")
         if grad.dtype != self.dtype:
@@ -162,7 +170,6 @@ class Tensor:
         if self.node is None:
             return _add_to_leaf(self, grad, owned=False)
 
-        xp = array_module(grad)
         order = _topological_order(self.node)
         grads = {self.node: (grad, False)}  # node -> (gradient so far, do we own that buffer?)
         while order:
@@ -176,7 +183,7 @@ class Tensor:
                      if edge is not None and g is not None]
             for i, (edge, g) in enumerate(given):
                 others = [arriving, *(other for j, (_, other) in enumerate(given) if j != i)]
-                owned = g.flags.writeable and not any(xp.may_share_memory(g, other) for other in others)
+                owned = writeable(g) and not any(_may_share_memory(g, other) for other in others)
                 if isinstance(edge, Tensor):
                     _add_to_leaf(edge, g, owned)
                 elif edge not in grads:
@@ -186,13 +193,24 @@ class Tensor:
                     grads[edge] = kernels(g).add(total, g, out=total if owned else None), True
 
     def to(self, target):
-        """This Tensor on a device ("cpu") or, given a dtype, converted to it."""
-        if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda"):
-            return self if target == self.device else record(
-                to_device(self.data, target), "to", (self,), lambda g: (to_device(g, "cpu"),))
+        """This Tensor on a device ("cpu", "cuda", "cuda:1") or, given a dtype, converted to it.
+
+        The gradient goes back to where the Tensor was. Itself if there is nothing to do.
+        """
+        if is_device(target):
+            own, moved = self.device, to_device(self.data, target)
+            return self if moved is self.data else record(moved, "to", (self,), lambda g: (to_device(g, own),))
         dtype, own = np.dtype(target), self.dtype
         return self if dtype == own else record(
             self.data.astype(dtype), "to", (self,), lambda g: (g.astype(own),))
+
+    def cpu(self):
+        """On the CPU."""
+        return self.to("cpu")
+
+    def cuda(self):
+        """On the GPU."""
+        return self.to("cuda")
 
     def float(self):
         """Converted to float32."""
@@ -213,6 +231,11 @@ def _fitted(g, edge, node):
                                f"for an input of shape {edge.shape}")
         g = g.sum(tuple(range(added)) + stretched, keepdims=True).reshape(edge.shape)
     return array_module(g).asarray(g, dtype=edge.dtype)
+
+
+def _may_share_memory(a, b):
+    xp = array_module(a)
+    return xp is array_module(b) and xp.may_share_memory(a, b)
 
 
 def _add_to_leaf(leaf, g, owned):

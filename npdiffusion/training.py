@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .backend import default_generator
+from .backend import array_module, default_generator, to_device
 from .checkpoint import load_file, save_file
 from .figures import save_figure
 from .files import atomic_write
@@ -41,15 +41,18 @@ class Training:
             half a cosine.
         ema: decay of the averaged weights. weight_decay: AdamW's. clip: largest norm of all gradients together.
 
-    Attributes: ``rng``, the library's generator, which draws all that is random (it is saved too); ``step``;
-    ``seconds`` spent in training steps; ``history``, a list of dicts that ``report`` may add to (saved too).
+    The model may be on a GPU: ``model.to("cuda")`` comes first. A checkpoint can go on on another device.
+
+    Attributes: ``rng``, the library's generator of the CPU, which draws all that is random, and ``device_rng``, that of
+    the model's device (both are saved too); ``step``; ``seconds`` spent in training steps; ``history``, a list of dicts
+    that ``report`` may add to (saved too).
     """
 
     def __init__(self, model, count, settings, *, steps, batch_size, lr, ema=0.999, weight_decay=0.0, clip=1.0):
         if min(steps, batch_size) < 1 or batch_size > count:
             raise ValueError(f"Training expects steps >= 1 and a batch of 1 to {count} (all examples), "
                              f"got steps={steps}, batch_size={batch_size}")
-        self.model, self.rng = model, default_generator()
+        self.model, self.rng, self.device_rng = model, default_generator(), default_generator(model.device)
         self.steps, self.batch_size, self.peak_lr, self.clip = steps, batch_size, lr, clip
         self.settings = json.loads(json.dumps(settings))  # as it comes back from a checkpoint: tuples are lists
         self.optimizer = AdamW(model.parameters(), lr, weight_decay=weight_decay)
@@ -57,7 +60,7 @@ class Training:
         self.step, self.seconds, self.position = 0, 0.0, 0
         self.order = self.rng.permutation(count)
         self.log = []  # rows (step, seconds, mean loss since the row before, learning rate)
-        self.losses = []  # since the last row
+        self.losses = []  # since the last row, as they come: on a GPU nothing waits for them
         self.history = []
 
     def fit(self, loss, out, *, resume=False, save_minutes=5.0, report=None, title=""):
@@ -88,11 +91,13 @@ class Training:
             while self.step < self.steps and not stop:
                 started = time.perf_counter()
                 self.losses.append(self.train_step(loss))
+                row = self.step % LOG_EVERY == 0 or self.step == self.steps
+                mean = float(np.mean(floats(self.losses))) if row else None
                 self.seconds += time.perf_counter() - started
                 bar.update(self.batch_size)
-                if self.step % LOG_EVERY == 0 or self.step == self.steps:
-                    self.log.append((self.step, self.seconds, float(np.mean(self.losses)), self.optimizer.lr))
-                    bar.set_postfix(loss=f"{self.log[-1][2]:.4f}")
+                if row:
+                    self.log.append((self.step, self.seconds, mean, self.optimizer.lr))
+                    bar.set_postfix(loss=f"{mean:.4f}")
                     self.losses.clear()
                 if self.step < self.steps and time.monotonic() - saved > save_minutes * 60:
                     self.write(out, report, title)
@@ -104,7 +109,7 @@ class Training:
             self.write(out, report, title)
 
     def train_step(self, loss):
-        """One step of gradient descent on the next batch; returns the loss as a float."""
+        """One step of gradient descent on the next batch; returns the loss, an array of one element."""
         self.model.train()
         value = loss(self.next_batch())
         self.optimizer.zero_grad()
@@ -114,7 +119,7 @@ class Training:
         self.optimizer.step()
         self.ema.update()
         self.step += 1
-        return value.item()
+        return value.data
 
     def next_batch(self):
         """Indices of the next examples; a new shuffle when the epoch is over."""
@@ -156,11 +161,14 @@ class Training:
         """Write the checkpoint."""
         arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         arrays |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
-        arrays |= {f"optimizer.{k}": np.asarray(v) for k, v in self.optimizer.state_dict().items()}
-        arrays |= {"order": self.order, "log": np.array(self.log).reshape(-1, 4), "losses": np.array(self.losses)}
+        arrays |= {f"optimizer.{k}": v if hasattr(v, "dtype") else np.asarray(v)
+                   for k, v in self.optimizer.state_dict().items()}
+        arrays |= {"order": self.order, "log": np.array(self.log).reshape(-1, 4),
+                   "losses": np.array(floats(self.losses))}
         save_file(path, arrays, {"settings": self.settings, "step": self.step, "seconds": self.seconds,
                                  "position": self.position, "ema_updates": self.ema.updates,
-                                 "history": self.history, "generator": self.rng.bit_generator.state})
+                                 "history": self.history, "generator": self.rng.bit_generator.state,
+                                 "device_generator": self.device_rng.bit_generator.state})
 
     def load(self, path):
         """Take over what ``save`` wrote; SystemExit if it was written under other settings."""
@@ -173,13 +181,23 @@ class Training:
             return {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
-        self.ema.weights.update(part("ema."))
+        self.ema.load(part("ema."))
         self.optimizer.load_state_dict(part("optimizer."))
         self.order, self.losses = arrays["order"], arrays["losses"].tolist()
         self.log = [tuple(row) for row in arrays["log"].tolist()]
         self.step, self.seconds, self.position = meta["step"], meta["seconds"], meta["position"]
         self.ema.updates, self.history = meta["ema_updates"], meta["history"]
         self.rng.bit_generator.state = meta["generator"]
+        state = meta.get("device_generator", {})
+        if state.get("bit_generator") == self.device_rng.bit_generator.state["bit_generator"]:
+            self.device_rng.bit_generator.state = state  # on another device the generator starts anew
+
+
+def floats(losses):
+    """Arrays of one element (or numbers) as floats, which come from a GPU all at once."""
+    kept = [x for x in losses if isinstance(x, float)]  # from a checkpoint, before the others
+    arrays = [x.reshape(()) for x in losses[len(kept):]]
+    return kept + (to_device(array_module(*arrays).stack(arrays), "cpu").tolist() if arrays else [])
 
 
 def loss_curve(log, title):

@@ -4,7 +4,7 @@ import operator
 
 import numpy as np
 
-from ..backend import array_module
+from ..backend import array_module, device_of
 
 __all__ = ["check_like", "check_sample", "check_timesteps"]
 
@@ -18,13 +18,16 @@ def check_sample(x, name):
 
 
 def check_like(x, name, sample):
-    """Raise unless x is an array with the shape and dtype of sample (nothing broadcasts by accident)."""
+    """Raise unless x is an array with the shape, dtype and device of sample (nothing broadcasts by accident)."""
     check_sample(sample, "sample")
     check_sample(x, name)
     if x.shape != sample.shape:
         raise ValueError(f"{name}: expected shape {sample.shape} as the sample's, got {x.shape}")
     if x.dtype != sample.dtype:
         raise TypeError(f"{name}: expected {sample.dtype} as the sample's, got {x.dtype}; use .astype")
+    if device_of(x) != device_of(sample):
+        raise TypeError(f"{name}: expected an array on {device_of(sample)} as the sample, got one on {device_of(x)}; "
+                        "use npdiffusion.to_device")
 
 
 def check_timesteps(t, n_samples, n_train):

@@ -5,13 +5,14 @@ leave the model's mode, the scheduler's timesteps and their inputs as they were.
 """
 
 import copy
+import functools
 import math
 from contextlib import contextmanager
 
 import numpy as np
 from tqdm import tqdm
 
-from ..backend import array_module
+from ..backend import array_module, beside, to_device
 from ..models import pretrained
 from ..tensor import Tensor, no_grad
 from .checks import check_sample, check_timesteps
@@ -38,18 +39,28 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
         generator: random generator; None takes the library's (see ``manual_seed``).
         progress: show a progress bar.
 
-    Returns an array of the given shape, x_0 as the last step left it (within ±clip_sample_range if the
-    scheduler clips and adds no noise at the end).
+    Returns an array of the given shape on the model's device (``npdiffusion.to_device(x, "cpu")`` brings it back),
+    x_0 as the last step left it (within ±clip_sample_range if the scheduler clips and adds no noise at the end).
     """
     check_shape(shape)
     scheduler = copy.copy(scheduler)  # the caller's keeps its timesteps
     if num_inference_steps is not None:
         scheduler.set_timesteps(num_inference_steps)
-    x = draw_noise(tuple(shape), dtype, generator)
+    x = draw_noise(tuple(shape), dtype, generator, getattr(model, "device", "cpu"))
     labels = check_labels(labels, model, x, guidance_scale)
     return reverse(model, scheduler, x, labels, guidance_scale, generator, progress).prev_sample
 
 
+def on_the_models_device(denoise):
+    """``denoise`` for pictures on any device: they are moved to the model's, and the result back."""
+    @functools.wraps(denoise)
+    def moved(model, scheduler, noisy, *args, **options):
+        return beside(denoise(model, scheduler, to_device(noisy, getattr(model, "device", "cpu")), *args, **options),
+                      noisy)
+    return moved
+
+
+@on_the_models_device
 def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_steps=None, labels=None,
             guidance_scale=1.0, *, sigma=None, noise_level=None, generator=None, progress=False):
     """Estimate x_0 from noisy pictures: the reverse process, started at the level of their noise.
@@ -84,7 +95,7 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         sigma: standard deviation of the noise in units of x_0, or (N,) of them.
         noise_level: a ``NoiseLevelNet``; None takes pretrained("mnist-noise-level") for 1×32×32 pictures.
 
-    Returns the estimate, an array like ``noisy``, on the scale of x_0, clipped to [-1, 1].
+    Returns the estimate, an array like ``noisy`` and on its device, on the scale of x_0, clipped to [-1, 1].
     """
     check_sample(noisy, "noisy")
     check_shape(noisy.shape)
@@ -140,14 +151,15 @@ def reverse_from(t, model, stepper, steps, x, labels, guidance_scale, generator,
         for i, level in enumerate(levels):
             if len(paths[level]) >= left:
                 groups.setdefault(tuple(paths[level][-left:][:2]), []).append(i)
-        active = sum(groups.values(), [])
+        active = beside(np.array(sum(groups.values(), [])), x)
         t = np.repeat([t for t, _ in groups], [len(pictures) for pictures in groups.values()])
         output = predict(model, x[active], t, None if labels is None else labels[active], guidance_scale)
         for (t, after), pictures in groups.items():
             stepper.set_timesteps(timesteps=[t, after] if after >= 0 else [t])
-            own, output = output[:len(pictures)], output[len(pictures):]
+            own, active = active[:len(pictures)], active[len(pictures):]
             # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
-            x[pictures], x0[pictures] = step(stepper, own, t, x[pictures], generator)
+            x[own], x0[own] = step(stepper, output[:len(pictures)], t, x[own], generator)
+            output = output[len(pictures):]
     return x0
 
 
@@ -175,7 +187,7 @@ def predict(model, x, t, labels, guidance_scale):
     Guidance needs the model with and without labels: both halves go through it as one batch of 2 N.
     """
     xp, n = array_module(x), len(x)
-    t = xp.full(n, t, dtype=np.int64) if isinstance(t, int) else xp.asarray(t)
+    t = xp.full(n, t, dtype=np.int64) if isinstance(t, int) else beside(t, x)
     with no_grad():
         if labels is None or guidance_scale == 1:
             return model(Tensor(x), t, labels).data
@@ -218,5 +230,4 @@ def check_labels(labels, model, x, guidance_scale):
     if labels.min() < 0 or labels.max() >= model.num_classes:
         raise ValueError(f"labels: expected 0 to {model.num_classes - 1}, got {labels}; "
                          f"for pictures without a class pass labels=None")
-    xp = array_module(x)
-    return xp.broadcast_to(xp.asarray(labels, dtype=np.int64), (len(x),))
+    return array_module(x).broadcast_to(beside(labels.astype(np.int64, copy=False), x), (len(x),))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import array_module, default_generator
+from ..backend import beside, default_generator, device_of, kernels, to_device
 from .checks import check_like, check_timesteps
 
 __all__ = ["DDIMScheduler", "DDPMScheduler", "SchedulerOutput"]
@@ -48,18 +48,19 @@ def trailing_timesteps(n_train, n):
     return np.round(np.arange(n_train, 0, -n_train / n)).astype(np.int64)[:n] - 1
 
 
-def draw_noise(shape, dtype, generator):
-    """Standard normal noise from a generator; from the library's own one (see manual_seed) if None."""
-    generator = default_generator() if generator is None else generator
+def draw_noise(shape, dtype, generator, device="cpu"):
+    """Standard normal noise on a device, from a generator; from the library's own of that device (see manual_seed) if
+    None. A generator of the CPU gives the same noise for all devices, drawn on the CPU and moved."""
+    generator = default_generator(device) if generator is None else generator
     if not hasattr(generator, "standard_normal"):
         raise TypeError(f"generator: expected np.random.default_rng(seed) or the like, got {generator!r}")
-    return generator.standard_normal(shape, dtype=dtype)
+    return to_device(generator.standard_normal(shape, dtype=dtype), device)
 
 
 def add_step_noise(mean, variance, generator, noise):
     """mean + σ z, with z = ``noise`` if it is given."""
     if noise is None:
-        noise = draw_noise(mean.shape, mean.dtype, generator)
+        noise = draw_noise(mean.shape, mean.dtype, generator, device_of(mean))
     check_like(noise, "noise", mean)
     return mean + math.sqrt(variance) * noise
 
@@ -101,6 +102,7 @@ class _Scheduler:
         self.final_alpha_cumprod = 1.0
         self.timesteps = np.arange(self.num_train_timesteps)[::-1].copy()
         self.num_inference_steps = None
+        self._alphas_cumprod_on, self._coefficients_on = {}, {}  # what steps on a GPU need there
 
     def _check_choice(self, name, *choices):
         if getattr(self, name) not in choices:
@@ -172,8 +174,10 @@ class _Scheduler:
         if isinstance(t, int):
             alpha_bar = float(self.alphas_cumprod[t])
             return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-        xp = array_module(sample)
-        alpha_bar = xp.asarray(self.alphas_cumprod)[xp.asarray(t)].reshape((-1,) + (1,) * (sample.ndim - 1))
+        device = device_of(t)
+        if device not in self._alphas_cumprod_on:
+            self._alphas_cumprod_on[device] = to_device(self.alphas_cumprod, device)
+        alpha_bar = beside(self._alphas_cumprod_on[device][t].reshape((-1,) + (1,) * (sample.ndim - 1)), sample)
         return (alpha_bar**0.5).astype(sample.dtype), ((1 - alpha_bar) ** 0.5).astype(sample.dtype)
 
     def add_noise(self, original_samples, noise, timesteps):
@@ -221,6 +225,22 @@ class _Scheduler:
         alpha_bar_prev = float(self.alphas_cumprod[t_prev]) if t_prev >= 0 else self.final_alpha_cumprod
         return float(self.alphas_cumprod[t]), alpha_bar_prev
 
+    def _fused_step(self, model_output, sample, alpha_bar, prev_x0, prev_x, prev_epsilon, variance, clipped_epsilon,
+                    generator, noise):
+        """x_{t-1} = prev_x0 x_0 + prev_x x_t + prev_epsilon ε + σ z by the GPU's kernel; variance None for no z."""
+        check_like(model_output, "model_output", sample)
+        if noise is None and variance is not None:
+            noise = draw_noise(sample.shape, sample.dtype, generator, device_of(sample))
+        if noise is not None:
+            check_like(noise, "noise", sample)
+        numbers = (self.prediction_type, alpha_bar, prev_x0, prev_x, prev_epsilon, math.sqrt(variance or 0.0),
+                   self.clip_sample_range if self.clip_sample else math.inf, clipped_epsilon)
+        key = device_of(sample), *numbers
+        if key not in self._coefficients_on:  # copied there once, so that no later pass copies anything
+            self._coefficients_on[key] = beside(kernels(sample).coefficients(*numbers), sample)
+        step = kernels(sample).sampler_step(sample, model_output, noise, self._coefficients_on[key])
+        return SchedulerOutput(*step)
+
 
 @dataclass(eq=False)
 class DDPMScheduler(_Scheduler):
@@ -250,13 +270,17 @@ class DDPMScheduler(_Scheduler):
         ``noise``: z, or None to draw it from ``generator``. Returns a SchedulerOutput.
         """
         alpha_bar, alpha_bar_prev = self._step_alpha_bars(timestep)
-        x0 = self.predict_original_sample(model_output, timestep, sample)
         alpha = alpha_bar / alpha_bar_prev
         beta = 1 - alpha
         shrink = (1 - alpha_bar_prev) / (1 - alpha_bar)
-        prev = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar) * x0 + math.sqrt(alpha) * shrink * sample
-        if timestep > 0:
-            variance = shrink * beta if self.variance_type == "fixed_small" else beta
+        of_x0, of_x = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar), math.sqrt(alpha) * shrink
+        variance = None if timestep == 0 else shrink * beta if self.variance_type == "fixed_small" else beta
+        if device_of(sample) != "cpu":
+            return self._fused_step(model_output, sample, alpha_bar, of_x0, of_x, 0.0, variance, False, generator,
+                                    None if variance is None else noise)
+        x0 = self.predict_original_sample(model_output, timestep, sample)
+        prev = of_x0 * x0 + of_x * sample
+        if variance is not None:
             prev = add_step_noise(prev, variance, generator, noise)
         return SchedulerOutput(prev, x0)
 
@@ -301,13 +325,17 @@ class DDIMScheduler(_Scheduler):
         from ``generator`` (with η = 0 none is used). Returns a SchedulerOutput.
         """
         alpha_bar, alpha_bar_prev = self._step_alpha_bars(timestep)
+        variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+        direction = math.sqrt(max(1 - alpha_bar_prev - variance, 0.0))  # rounding can leave -1e-17
+        if device_of(sample) != "cpu":
+            return self._fused_step(model_output, sample, alpha_bar, math.sqrt(alpha_bar_prev), 0.0, direction,
+                                    variance if self.eta > 0 else None, use_clipped_model_output, generator,
+                                    noise if self.eta > 0 else None)
         x0 = self.predict_original_sample(model_output, timestep, sample)
         if use_clipped_model_output:
             epsilon = (sample - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar)
         else:
             epsilon = self.predict_epsilon(model_output, timestep, sample)
-        variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
-        direction = math.sqrt(max(1 - alpha_bar_prev - variance, 0.0))  # rounding can leave -1e-17
         prev = math.sqrt(alpha_bar_prev) * x0 + direction * epsilon
         if self.eta > 0:
             prev = add_step_noise(prev, variance, generator, noise)

@@ -8,6 +8,7 @@ from ..tensor import Tensor
 from . import activation, arithmetic, conv, loss, normalization, pooling, products, reduction, shape
 from .activation import *  # noqa: F401,F403
 from .arithmetic import *  # noqa: F401,F403
+from .arithmetic import compare
 from .conv import *  # noqa: F401,F403
 from .products import *  # noqa: F401,F403
 from .loss import *  # noqa: F401,F403
@@ -33,6 +34,6 @@ for _symbol, _op in (("add", add), ("sub", sub), ("mul", mul), ("truediv", div),
     setattr(Tensor, f"__{_symbol}__", _op)
     setattr(Tensor, f"__r{_symbol}__", lambda self, other, op=_op: op(other, self))
 
-for _comparison in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Tensor, f"__{_comparison}__", lambda self, other, name=f"__{_comparison}__": Tensor(
-        getattr(self.data, name)(other.data if isinstance(other, Tensor) else other)))
+for _symbol, _comparison in (("eq", "equal"), ("ne", "not_equal"), ("lt", "less"), ("le", "less_equal"),
+                             ("gt", "greater"), ("ge", "greater_equal")):
+    setattr(Tensor, f"__{_symbol}__", lambda self, other, name=_comparison: compare(name, self, other))

@@ -4,7 +4,8 @@ import numpy as np
 
 from ..tensor import Tensor
 
-__all__ = ["as_tensor", "axes_of", "axis_of", "check_float", "check_image", "check_not_empty", "check_tensor", "pair"]
+__all__ = ["arrays", "as_tensor", "axes_of", "axis_of", "check_float", "check_image", "check_not_empty",
+           "check_tensor", "pair"]
 
 
 def as_tensor(x, like=None):
@@ -17,6 +18,25 @@ def as_tensor(x, like=None):
         fits = like.dtype.kind == "f" or like.dtype.kind in "iu" and not isinstance(x, float)
         return Tensor(np.asarray(x, dtype=like.dtype)) if fits else Tensor(x)
     return Tensor(x)
+
+
+def arrays(op, *tensors):
+    """The Tensors' arrays, all on one device; TypeError if they are not.
+
+    Beside Tensors on a GPU, one of the CPU with no axes and no gradient is a number, and comes as a NumPy scalar.
+    """
+    devices = {x.device for x in tensors}
+    if len(devices) == 1:
+        return [x.data for x in tensors]
+    numbers = [x.device == "cpu" and not x.ndim and not x.requires_grad for x in tensors]
+    _check_devices(op, [x for x, number in zip(tensors, numbers) if not number])
+    return [x.data[()] if number else x.data for x, number in zip(tensors, numbers)]
+
+
+def _check_devices(op, tensors):
+    devices = [x.device for x in tensors]
+    if len(set(devices)) > 1:
+        raise TypeError(f"{op} got inputs on different devices: {', '.join(devices)}; bring them together with .to()")
 
 
 def axes_of(dim, ndim):
@@ -48,14 +68,15 @@ def pair(value, name, least=1):
 
 
 def check_tensor(op, *inputs):
-    """TypeError unless all inputs are Tensors."""
+    """TypeError unless all inputs are Tensors, on one device."""
     for x in inputs:
         if not isinstance(x, Tensor):
             raise TypeError(f"{op} expects a Tensor, got {type(x).__name__}; wrap it: Tensor(...)")
+    _check_devices(op, inputs)
 
 
 def check_float(op, **tensors):
-    """TypeError unless all the Tensors (None is allowed) have one and the same floating dtype."""
+    """TypeError unless all the Tensors (None is allowed) have one and the same floating dtype and device."""
     given = {name: x for name, x in tensors.items() if x is not None}
     for name, x in given.items():
         if not isinstance(x, Tensor):
@@ -63,6 +84,7 @@ def check_float(op, **tensors):
     if len({x.dtype for x in given.values()}) != 1 or next(iter(given.values())).dtype.kind != "f":
         dtypes = ", ".join(f"{name} {x.dtype}" for name, x in given.items())
         raise TypeError(f"{op} needs one floating-point dtype for all of its inputs, got {dtypes}")
+    _check_devices(op, given.values())
 
 
 def check_image(op, input):

@@ -2,7 +2,7 @@
 
 import math
 
-from ..backend import array_module, default_generator, kernels
+from ..backend import array_module, beside, default_generator, kernels
 from ..tensor import record
 from ._arguments import axis_of, check_float
 
@@ -94,15 +94,16 @@ def log_softmax(input, dim):
 def dropout(input, p=0.5, training=True, generator=None):
     """Zeroes each element with probability p and divides the others by 1 − p (Srivastava et al. 2014).
 
-    Not in training (or with p = 0) it returns input itself. Draws from ``generator``, else the library's.
+    Not in training (or with p = 0) it returns input itself. Draws from ``generator``, else from the library's generator
+    of the input's device.
     """
     check_float("dropout", input=input)
     if not 0 <= p <= 1:
         raise ValueError(f"dropout expects a probability 0 <= p <= 1, got {p!r}")
     if not training or p == 0:
         return input
-    keep = (generator or default_generator()).random(input.shape, dtype=input.dtype) >= p
+    draws = (generator or default_generator(input.device)).random(input.shape, dtype=input.dtype)
     mask = array_module(input.data).empty_like(input.data)  # in the input's memory layout
-    mask[...] = keep
+    mask[...] = beside(draws, input.data) >= p
     mask *= 1 / (1 - p) if p < 1 else 0.0
     return record(input.data * mask, "dropout", (input,), lambda g: (g * mask,))

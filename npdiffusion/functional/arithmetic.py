@@ -4,45 +4,46 @@ import numpy as np
 
 from ..backend import array_module, kernels
 from ..tensor import Tensor, record
-from ._arguments import as_tensor, check_float, check_tensor
+from ._arguments import arrays, as_tensor, check_float, check_tensor
 
 __all__ = ["abs", "add", "clamp", "div", "exp", "log", "maximum", "minimum", "mul", "neg", "pow", "sqrt", "sub",
            "where"]
 
 
-def _operands(input, other):
-    """Both as Tensors; a number takes the other's dtype, integers beside floating-point take that one's."""
+def _operands(op, input, other):
+    """Both as Tensors, and their arrays. A number takes the other's dtype, integers that of floats beside them."""
     a = as_tensor(input, like=other if isinstance(other, Tensor) else None)
     b = as_tensor(other, like=a)
     if "f" in (a.dtype.kind, b.dtype.kind):  # NumPy would make float64 of int64 and float32
         a, b = (a if a.dtype.kind == "f" else a.to(b.dtype)), (b if b.dtype.kind == "f" else b.to(a.dtype))
-    return a, b
+    return a, b, *arrays(op, a, b)
 
 
 def add(input, other):
     """input + other."""
-    a, b = _operands(input, other)
-    return record(kernels(a.data).add(a.data, b.data), "add", (a, b), lambda g: (g, g))
+    a, b, x, y = _operands("add", input, other)
+    return record(kernels(x, y).add(x, y) if x.ndim and y.ndim else x + y, "add", (a, b), lambda g: (g, g))
 
 
 def sub(input, other):
     """input − other."""
-    a, b = _operands(input, other)
-    return record(a.data - b.data, "sub", (a, b), lambda g: (g, -g))
+    a, b, x, y = _operands("sub", input, other)
+    needs_dy = b.requires_grad
+    return record(x - y, "sub", (a, b), lambda g: (g, -g if needs_dy else None))
 
 
 def mul(input, other):
     """input · other."""
-    a, b = _operands(input, other)
-    x, y = a.data, b.data
-    return record(x * y, "mul", (a, b), lambda g: (g * y, g * x))
+    a, b, x, y = _operands("mul", input, other)
+    needs_dx, needs_dy = a.requires_grad, b.requires_grad
+    return record(x * y, "mul", (a, b), lambda g: (g * y if needs_dx else None, g * x if needs_dy else None))
 
 
 def div(input, other):
     """input / other."""
-    a, b = _operands(input, other)
-    x, y = a.data, b.data
-    return record(_float(x / y, a, b), "div", (a, b), lambda g: (g / y, -g * x / (y * y)))
+    a, b, x, y = _operands("div", input, other)
+    needs_dy = b.requires_grad
+    return record(_float(x / y, a, b), "div", (a, b), lambda g: (g / y, -g * x / (y * y) if needs_dy else None))
 
 
 def neg(input):
@@ -53,9 +54,10 @@ def neg(input):
 
 def pow(input, exponent):
     """input ** exponent; both may be Tensors. d/dx = e·x^(e−1), d/de = x^e·log x (0 where x = 0)."""
-    a, b = _operands(input, exponent)
-    x, e, needs_de = a.data, b.data, b.requires_grad
-    xp, y = array_module(x), x ** e
+    a, b, x, e = _operands("pow", input, exponent)
+    xp, needs_de = array_module(x, e), b.requires_grad
+    x, e = (xp.full((), v, v.dtype) if isinstance(v, np.generic) else v for v in (x, e))
+    y = x ** e
 
     def backward(g):
         de = None
@@ -125,12 +127,12 @@ def minimum(input, other):
 
 
 def _extreme(name, input, other, sign):
-    a, b = _operands(input, other)
-    x, y = a.data, b.data
-    xp = array_module(x)
+    a, b, x, y = _operands(name, input, other)
+    xp = array_module(x, y)
 
     def backward(g):
-        share = ((x > y if sign > 0 else x < y) + 0.5 * (x == y)).astype(g.dtype)  # 1 where x wins, 1/2 for equals
+        wins = xp.greater(x, y) if sign > 0 else xp.less(x, y)
+        share = (wins + 0.5 * xp.equal(x, y)).astype(g.dtype)  # 1 where x wins, 1/2 for equals
         return g * share, g * (1 - share)
 
     return record(getattr(xp, name)(x, y), name, (a, b), backward)
@@ -138,11 +140,19 @@ def _extreme(name, input, other, sign):
 
 def where(condition, input, other):
     """input where condition holds, other elsewhere; all three broadcast."""
-    a, b = _operands(input, other)
-    c = as_tensor(condition).data
-    if c.dtype != bool:
-        raise TypeError(f"where expects a bool condition, got {c.dtype}; write condition != 0")
-    return record(array_module(c).where(c, a.data, b.data), "where", (a, b), lambda g: (g * c, g * ~c))
+    a, b, _, _ = _operands("where", input, other)
+    condition = as_tensor(condition)
+    if condition.dtype != bool:
+        raise TypeError(f"where expects a bool condition, got {condition.dtype}; write condition != 0")
+    c, x, y = arrays("where", condition, a, b)
+    return record(array_module(c, x, y).where(c, x, y), "where", (a, b), lambda g: (g * c, g * ~c))
+
+
+def compare(name, input, other):
+    """A Tensor of bool: NumPy's function ``name`` (equal, less, ...) of a Tensor and another, an array or a number."""
+    pair = arrays("comparison", input, other) if isinstance(other, Tensor) else (input.data, other)
+    xp = array_module(*(x for x in pair if hasattr(x, "dtype")))
+    return Tensor(getattr(xp, name)(*pair))
 
 
 def _float(y, a, b):

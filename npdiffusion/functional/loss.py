@@ -1,7 +1,11 @@
 """Losses: functions of a prediction and a target, with PyTorch's ``reduction`` (mean, sum or none)."""
 
-from ..backend import array_module
-from ..tensor import record
+import math
+
+import numpy as np
+
+from ..backend import array_module, beside
+from ..tensor import Tensor, record
 from ._arguments import as_tensor, check_float
 from .activation import _sigmoid, log_softmax
 from .arithmetic import abs, mul
@@ -64,7 +68,7 @@ def cross_entropy(input, target, *, ignore_index=-100, reduction="mean", label_s
 
     Args:
         input: logits (N, C, …) or (C,). target: class numbers (N, …) or (), integers; or probabilities of the
-            input's shape.
+            input's shape. Class numbers may be on the CPU while the input is not, and are checked only there.
         ignore_index: class number that counts as no target. label_smoothing: ε in q = (1 − ε)·onehot + ε/C.
         reduction: "mean" divides by the number of targets that count.
     """
@@ -78,17 +82,20 @@ def cross_entropy(input, target, *, ignore_index=-100, reduction="mean", label_s
         _check_same("cross_entropy", input, target)
         if target.requires_grad:
             raise ValueError("cross_entropy gives a gradient for the input only: detach() the target")
-        q, counts = target.data, None
+        q, counts, number = target.data, None, math.prod(input.shape[:axis] + input.shape[axis + 1:])
     else:
         labels = target.data
         if labels.shape != input.shape[:axis] + input.shape[axis + 1:] or labels.dtype.kind not in "iu":
             raise ValueError(f"cross_entropy expects class numbers of shape "
                              f"{input.shape[:axis] + input.shape[axis + 1:]} or probabilities of shape {input.shape}, "
                              f"got {labels.dtype} {labels.shape}")
-        counts = labels != ignore_index
-        if not ((labels >= 0) & (labels < classes) | ~counts).all():
+        on_cpu = array_module(labels) is np
+        if on_cpu and not ((labels >= 0) & (labels < classes) | (labels == ignore_index)).all():
             raise ValueError(f"cross_entropy expects class numbers from 0 to {classes - 1}, "
                              f"got {int(labels.min())} to {int(labels.max())}")
+        number = int((labels != ignore_index).sum()) if on_cpu else None
+        labels = beside(labels, input.data)
+        counts = labels != ignore_index
         numbers = xp.arange(classes).reshape((-1,) + (1,) * (input.ndim - axis - 1))
         q = (numbers == xp.expand_dims(labels, axis)).astype(input.dtype)
     q = q * (1 - label_smoothing) + label_smoothing / classes
@@ -96,5 +103,7 @@ def cross_entropy(input, target, *, ignore_index=-100, reduction="mean", label_s
         q = q * xp.expand_dims(counts, axis)
     loss = -sum(log_softmax(input, axis) * q, axis)
     if reduction == "mean":
-        return sum(loss) * (1 / max(1, int(counts.sum()) if counts is not None else loss.numel()))
+        if number is not None:
+            return sum(loss) * (1 / max(1, number))
+        return sum(loss) / Tensor(xp.maximum(counts.sum(), 1).astype(loss.dtype))  # the count stays on the GPU
     return _reduced(loss, reduction)

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from ..backend import array_module, kernels
+from ..backend import array_module, beside, kernels
 from ..tensor import Tensor, record
-from ._arguments import as_tensor, check_float
+from ._arguments import as_tensor, check_float, check_tensor
 from .activation import dropout, softmax
 
 __all__ = ["embedding", "linear", "matmul", "scaled_dot_product_attention"]
@@ -61,24 +61,22 @@ def linear(input, weight, bias=None):
 
 
 def embedding(input, weight):
-    """Rows of weight (num, dim) by the integers input (…) -> (…, dim). dW adds up the rows that were taken."""
+    """Rows of weight (num, dim) by the integers input (…) -> (…, dim). dW adds up the rows that were taken.
+
+    The integers may be on the CPU while weight is not. Only there are they checked: looking at those on a GPU would
+    wait for it.
+    """
     check_float("embedding", weight=weight)
     if weight.ndim != 2:
         raise ValueError(f"embedding expects a weight of shape (num, dim), got {weight.shape}")
     index, w = as_tensor(input).data, weight.data
     if index.dtype.kind not in "iu":
         raise TypeError(f"embedding expects integers, got {index.dtype}")
-    if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(w):
+    if index.size and array_module(index) is np and not 0 <= int(index.min()) <= int(index.max()) < len(w):
         raise ValueError(f"embedding expects indices from 0 to {len(w) - 1}, "
                          f"got {int(index.min())} to {int(index.max())}")
-    xp = array_module(w)
-
-    def backward(g):
-        dw = xp.zeros(w.shape, w.dtype)
-        xp.add.at(dw, index, g)
-        return (dw,)
-
-    return record(w[index], "embedding", (weight,), backward)
+    index, shape = beside(index, w), w.shape
+    return record(w[index], "embedding", (weight,), lambda g: (kernels(g).add_at(shape, index, g),))
 
 
 def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
@@ -105,9 +103,11 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         attn_mask = Tensor(array_module(scores.data).tri(*scores.shape[-2:], dtype=bool))
     if attn_mask is not None:
         attn_mask = as_tensor(attn_mask)
+        check_tensor("scaled_dot_product_attention", query, attn_mask)
         if attn_mask.dtype not in (bool, scores.dtype):
             raise TypeError(f"attention expects attn_mask of dtype bool or {scores.dtype}, got {attn_mask.dtype}")
         if attn_mask.dtype == bool:
-            attn_mask = Tensor(np.where(attn_mask.data, 0.0, -np.inf).astype(scores.dtype))
+            xp = array_module(attn_mask.data)
+            attn_mask = Tensor(xp.where(attn_mask.data, 0.0, -math.inf).astype(scores.dtype))
         scores = scores + attn_mask
     return matmul(dropout(softmax(scores, -1), dropout_p), value)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..backend import array_module, kernels
+from ..backend import array_module, beside, kernels
 from ..tensor import Tensor, record
 from ._arguments import axes_of, axis_of, check_float, check_tensor
 
@@ -82,21 +82,28 @@ def getitem(input, index):
     """input[index]: integers, slices, None, ..., integer or bool arrays (or Tensors of them), as in NumPy."""
     check_tensor("getitem", input)
     parts = index if isinstance(index, tuple) else (index,)
-    parts = tuple(i.data if isinstance(i, Tensor) else i for i in parts)
+    parts = tuple(_index(i, input.data) for i in parts)
     index = parts if isinstance(index, tuple) else parts[0]
     shape, dtype = input.shape, input.dtype
     xp = array_module(input.data)
-    fancy = any(isinstance(i, (list, tuple, xp.ndarray)) for i in parts)
+    repeats = any(isinstance(i, xp.ndarray) and i.dtype.kind != "b" for i in parts)
 
     def backward(g):
+        if repeats:  # an element may have been taken more than once
+            return (kernels(g).add_at(shape, index, g),)
         dx = xp.zeros(shape, dtype)
-        if fancy:  # an element may have been taken more than once
-            xp.add.at(dx, index, g)
-        else:
-            dx[index] = g
+        dx[index] = g
         return (dx,)
 
     return record(xp.asarray(input.data[index]), "getitem", (input,), backward)
+
+
+def _index(i, array):
+    """One part of an index, arrays as they are needed beside ``array``."""
+    i = i.data if isinstance(i, Tensor) else np.asarray(i) if isinstance(i, (list, tuple)) else i
+    if isinstance(i, np.ndarray) and not i.size and i.dtype.kind == "f":  # an empty list
+        i = i.astype(int)
+    return i if i is None or i is ... or isinstance(i, (slice, int, np.generic)) else beside(i, array)
 
 
 def cat(tensors, dim=0):

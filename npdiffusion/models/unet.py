@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import functional as F
 from .. import nn
-from ..backend import array_module
+from ..backend import array_module, beside
 from ..tensor import Tensor
 
 __all__ = ["UNet", "timestep_embedding"]
@@ -103,8 +103,8 @@ class UNet(nn.Module):
         dropout: probability in the blocks.
 
     Called as ``unet(x, t, labels)`` with x a Tensor (N, in_channels, H, W), t integers (N,) or one integer, labels
-    integers (N,) or None (no class); returns a Tensor (N, out_channels, H, W). H and W must divide by
-    2^(len(channels) − 1). ``config`` holds the arguments: UNet(**config) builds the same network.
+    integers (N,) or None (no class), both on the CPU or beside x; returns a Tensor (N, out_channels, H, W). H and W
+    must divide by 2^(len(channels) − 1). ``config`` holds the arguments: UNet(**config) builds the same network.
     """
 
     def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
@@ -142,7 +142,7 @@ class UNet(nn.Module):
 
     def forward(self, x, t=None, labels=None):
         self._check(x, t, labels)
-        embedding = self._embedding(len(x), x.dtype, t, labels)
+        embedding = self._embedding(x.data, t, labels)
         h, skips = self.conv_in(x), []
         for level in self.down:
             h = level(h, embedding)
@@ -153,15 +153,15 @@ class UNet(nn.Module):
             h = level(F.cat([upsample(h), skips.pop()], 1), embedding)
         return self.conv_out(F.group_norm_silu(h, GROUPS, self.norm_out.weight, self.norm_out.bias))
 
-    def _embedding(self, n, dtype, t, labels):
+    def _embedding(self, x, t, labels):
         """What the blocks are told of time and class: (N, 4·channels[0]), or None."""
-        embedding = None
+        embedding, xp, n = None, array_module(x), len(x)
         if self.time:
-            t = np.broadcast_to(np.asarray(t), (n,)) if np.ndim(t) == 0 else t
+            t = xp.broadcast_to(beside(t if hasattr(t, "dtype") else np.asarray(t), x), (n,))
             width = self.time_mlp[0].in_features
-            embedding = self.time_mlp(Tensor(timestep_embedding(t, width).astype(dtype)))
+            embedding = self.time_mlp(Tensor(timestep_embedding(t, width).astype(x.dtype)))
         if self.num_classes is not None:
-            labels = np.full(n, self.num_classes) if labels is None else labels
+            labels = xp.full(n, self.num_classes) if labels is None else labels
             of_class = self.class_embedding(labels)
             embedding = of_class if embedding is None else embedding + of_class
         return None if embedding is None else F.silu(embedding)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..backend import to_device
+from ..backend import array_module, beside, is_device, pack, to_device
 from ..tensor import Tensor
 
 __all__ = ["Module", "ModuleList", "Parameter", "Sequential"]
@@ -13,8 +13,8 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
-    def __init__(self, data, requires_grad=True):
-        super().__init__(data, requires_grad)
+    def __init__(self, data, requires_grad=True, device=None):
+        super().__init__(data, requires_grad, device)
 
 
 class Module:
@@ -72,19 +72,36 @@ class Module:
         return self
 
     def to(self, target):
-        """Parameters moved to a device ("cpu") or converted to a floating dtype, in place; returns self."""
-        on_device = isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda")
-        for parameter in self.parameters():
-            parameter.data = to_device(parameter.data, target) if on_device else parameter.data.astype(target)
-            parameter.grad = None
+        """Parameters moved to a device ("cpu", "cuda", "cuda:1") or converted to a floating dtype, in place; returns
+        self. On a GPU they become pieces of one flat array, so that an optimiser can update them all at once."""
+        own = {id(parameter): parameter for parameter in self.parameters()}.values()  # shared ones once
+        arrays = [to_device(p.data, target) if is_device(target) else p.data.astype(target) for p in own]
+        moved = any(p.data is not array for p, array in zip(own, arrays))
+        if moved and array_module(*arrays) is not np and len({a.dtype for a in arrays}) == 1:
+            arrays = pack(arrays)
+        for parameter, array in zip(own, arrays):
+            parameter.data, parameter.grad = array, None
         return self
 
+    def cpu(self):
+        """Parameters moved to the CPU; returns self."""
+        return self.to("cpu")
+
+    def cuda(self):
+        """Parameters moved to the GPU; returns self."""
+        return self.to("cuda")
+
+    @property
+    def device(self):
+        """Where the parameters are: "cpu", "cuda:0", ... ("cpu" if there are none)."""
+        return next((parameter.device for parameter in self.parameters()), "cpu")
+
     def state_dict(self):
-        """{dotted name: array} of all parameters. The arrays are the parameters' own: copy what you keep."""
+        """{dotted name: array} of all parameters, on their device. The arrays are their own: copy what you keep."""
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state_dict, strict=True):
-        """Copy arrays (or anything NumPy takes for one, such as PyTorch CPU tensors) into the parameters.
+        """Copy arrays of any device (or what NumPy takes for one, as PyTorch's CPU tensors) into the parameters.
 
         Raises:
             KeyError: names are missing or unexpected (with ``strict``).
@@ -94,13 +111,13 @@ class Module:
         missing, unexpected = [k for k in own if k not in state_dict], [k for k in state_dict if k not in own]
         if strict and (missing or unexpected):
             raise KeyError(f"state_dict does not fit {type(self).__name__}: missing {missing}, unexpected {unexpected}")
-        arrays = {name: np.asarray(state_dict[name]) for name in own if name in state_dict}
+        arrays = {name: _array(state_dict[name]) for name in own if name in state_dict}
         wrong = [f"{name}: expected {own[name].shape}, got {a.shape}" for name, a in arrays.items()
                  if a.shape != own[name].shape]
         if wrong:
             raise ValueError(f"state_dict does not fit {type(self).__name__}: " + "; ".join(wrong))
         for name, array in arrays.items():
-            own[name].data[...] = array
+            own[name].data[...] = beside(array, own[name].data)
 
     def __repr__(self):
         inside = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children())
@@ -110,6 +127,14 @@ class Module:
         """What ``repr`` says of this module's own settings."""
         return ", ".join(f"{name}={value!r}" for name, value in vars(self).items()
                          if isinstance(value, (bool, int, float, str, tuple)) and name != "training")
+
+
+def _array(x):
+    try:
+        array_module(x)
+        return x
+    except TypeError:
+        return np.asarray(x)
 
 
 class ModuleList(Module):

@@ -1,0 +1,54 @@
+"""Compiles the CUDA sources beside this file, and launches their kernels."""
+
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ...backend import cupy
+
+__all__ = ["build", "ceil_div", "kernel", "launch", "options", "struct"]
+
+REAL = {"float32": "float", "float64": "double"}
+
+
+@cache
+def build(family, dtype, **defines):
+    """The module of ``family``.cu with ``real`` the floating type and macros as given; compiled at its first use.
+
+    dtype: an array's, or its name.
+    """
+    source = Path(__file__).with_name(f"{family}.cu").read_text(encoding="utf-8")
+    return cupy().RawModule(code=source, options=options(REAL[np.dtype(dtype).name], defines))
+
+
+def options(real, defines):
+    """The compiler's options."""
+    return "--std=c++17", f"-Dreal={real}", *(f"-D{name}={value}" for name, value in defines.items())
+
+
+@cache
+def kernel(name, family, dtype, **defines):
+    """The kernel ``name`` of such a module."""
+    return build(family, dtype, **defines).get_function(name)
+
+
+def launch(kernel, grid, block, args, shared_mem=0):
+    """Run a kernel on the current stream, unless there is nothing to do.
+
+    Each argument has the parameter's C type: NumPy scalars (a Python int is a long long, a float a double), arrays for
+    pointers, structured NumPy arrays () for structs. Nothing waits for the kernel.
+    """
+    if 0 not in grid:
+        kernel(grid, block, args, shared_mem=shared_mem)
+
+
+def ceil_div(a, b):
+    """⌈a/b⌉."""
+    return -(-a // b)
+
+
+@lru_cache(1024)
+def struct(dtype, *values):
+    """A C struct to pass by value, as CuPy wants it: a structured array ()."""
+    return np.array(values, dtype)

@@ -1,0 +1,64 @@
+"""Sums, concatenation, and bias with an activation."""
+
+import numpy as np
+
+from ...backend import cupy
+from .build import ceil_div, kernel, launch
+from .layout import channels_last, contiguous, to_nchw
+
+__all__ = ["add", "bias_activation", "bias_activation_backward", "cat", "channel_sums", "sum_parts"]
+
+ACTIVATIONS = {None: 0, "relu": 1, "silu": 2}
+PARTS = 256  # blocks that share a sum: enough to keep a GPU busy
+
+
+def add(a, b, out=None):
+    """a + b with broadcasting, in the memory order of the larger input (CuPy alone would give C order)."""
+    if out is None and a.shape == b.shape and a.dtype == b.dtype:
+        out = cupy().empty_like(a)
+    return cupy().add(a, b, out=out)
+
+
+def cat(arrays, axis):
+    """The arrays one after the other along ``axis``; NCHW arrays come out in channels-last memory."""
+    if arrays[0].ndim == 4 and axis in (1, -3):
+        return to_nchw(cupy().concatenate([x.transpose(0, 2, 3, 1) for x in arrays], 3))
+    return cupy().concatenate(arrays, axis)
+
+
+def channel_sums(x):
+    """Σ x over samples and pixels: (N, C, H, W) -> (C,). Blocks sum shares of the pixels, a second kernel those."""
+    x = channels_last(x)
+    pixels, c = x.size // x.shape[3], x.shape[3]
+    count = max(1, min(PARTS, ceil_div(pixels * c, 4096)))
+    parts = cupy().empty((count, c), x.dtype)
+    launch(kernel("channel_sums", "elementwise", x.dtype), (count,), (256,), (x, parts, pixels, np.int32(c)))
+    return sum_parts(parts)
+
+
+def sum_parts(parts):
+    """Σ of (n, ...) over its first axis, in a fixed order."""
+    if len(parts) == 1:
+        return parts[0]
+    out = cupy().empty(parts.shape[1:], parts.dtype)
+    args = parts, out, np.int32(len(parts)), out.size
+    launch(kernel("sum_parts", "elementwise", parts.dtype), (ceil_div(out.size, 32),), (32, 16), args)
+    return out
+
+
+def bias_activation(x, bias, activation):
+    """f(x + bias) in one pass: bias (C,) or None; f "relu", "silu" or None; x (N, C, H, W), or (..., C)."""
+    rows = channels_last(x) if x.ndim == 4 else contiguous(x)
+    y = cupy().empty(rows.shape, rows.dtype)
+    args = rows, bias, y, y.size, np.int32(rows.shape[-1]), np.int32(ACTIVATIONS[activation])
+    launch(kernel("bias_activation", "elementwise", y.dtype), (ceil_div(y.size, 256),), (256,), args)
+    return to_nchw(y) if x.ndim == 4 else y
+
+
+def bias_activation_backward(g, x, bias, activation):
+    """dx of ``bias_activation``; the bias's gradient is dx summed over all but the channels."""
+    g, rows = (channels_last(a) if a.ndim == 4 else contiguous(a) for a in (g, x))
+    dx = cupy().empty(rows.shape, rows.dtype)
+    args = g, rows, bias, dx, dx.size, np.int32(rows.shape[-1]), np.int32(ACTIVATIONS[activation])
+    launch(kernel("bias_activation_backward", "elementwise", dx.dtype), (ceil_div(dx.size, 256),), (256,), args)
+    return to_nchw(dx) if x.ndim == 4 else dx

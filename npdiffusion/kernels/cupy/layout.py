@@ -1,0 +1,20 @@
+"""Channels-last memory under NCHW shapes, as in the NumPy kernels."""
+
+from ...backend import cupy
+
+__all__ = ["channels_last", "contiguous", "to_nchw"]
+
+
+def contiguous(x):
+    """x itself if its memory is C-contiguous, else a copy."""
+    return x if x.flags.c_contiguous else cupy().ascontiguousarray(x)
+
+
+def channels_last(x):
+    """The (N, H, W, C) C-contiguous array of an NCHW one: a view if the memory is channels-last already."""
+    return contiguous(x.transpose(0, 2, 3, 1))
+
+
+def to_nchw(x):
+    """The NCHW view of an (N, H, W, C) array."""
+    return x.transpose(0, 3, 1, 2)

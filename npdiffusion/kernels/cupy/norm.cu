@@ -1,0 +1,151 @@
+// Group normalisation, alone or fused with SiLU: one block of 256 threads for each sample and group.
+//
+// Images are (N, H*W, C): channel c of pixel p of sample n is x[(n * pixels + p) * channels + c]. The block of
+// sample n and group k has the channels k * width to (k + 1) * width - 1. Its threads form rows of `columns`
+// threads, one for each of these channels (or every columns-th, if there are more than 256); a row takes every
+// rows-th pixel. So neighbouring threads read neighbouring memory, and a thread keeps to its channel.
+
+#define THREADS 256
+
+struct Norm {
+    int pixels, channels, width;      // width: channels of a group
+    int weight_stride, bias_stride;   // from sample to sample: channels, or 0 if all have the same
+    int silu;
+    double eps;
+};
+
+struct Block {
+    int columns, rows, column, row, c0;  // c0: the group's first channel
+    long long start;                     // of the sample's element (pixel 0, channel 0)
+};
+
+__device__ Block block_of(const Norm &d) {
+    Block b;
+    b.columns = d.width < THREADS ? d.width : THREADS;
+    b.rows = THREADS / b.columns;
+    b.column = threadIdx.x % b.columns;
+    b.row = threadIdx.x / b.columns;  // a row >= rows is left over, and idle
+    b.c0 = blockIdx.x * d.width;
+    b.start = (long long)blockIdx.y * d.pixels * d.channels;
+    return b;
+}
+
+// The sum of all threads' values, given to all of them. Always added in the same order.
+__device__ real sum_over_block(real value, real *shared) {
+    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
+    __syncthreads();  // what was in shared is no longer needed
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+    __syncthreads();
+    real sum = 0;
+    for (int warp = 0; warp < THREADS / 32; warp++) sum += shared[warp];
+    return sum;
+}
+
+// The sum of a column of threads, given to its thread in row 0.
+__device__ real sum_over_rows(real value, const Block &b, real *shared) {
+    __syncthreads();
+    shared[threadIdx.x] = value;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (b.row < half && b.row + half < b.rows) shared[threadIdx.x] += shared[threadIdx.x + half * b.columns];
+    }
+    return shared[threadIdx.x];
+}
+
+// y = (x - mean) rstd weight + bias, and y sigmoid(y) if silu, with rstd = 1 / sqrt(variance + eps).
+// Grid: (groups, samples). mean and rstd are given to each channel of the group: (N, C).
+extern "C" __global__ void __launch_bounds__(THREADS) group_norm(
+    const real *x, const real *weight, const real *bias, real *y, real *mean, real *rstd, Norm d) {
+    __shared__ real shared[THREADS];
+    const Block b = block_of(d);
+    const int pixels = d.pixels, channels = d.channels, width = d.width;
+    const real count = (real)pixels * width;
+
+    real sum = 0;
+    if (b.row < b.rows)
+        for (int c = b.column; c < width; c += b.columns)
+            for (int p = b.row; p < pixels; p += b.rows) sum += x[b.start + (long long)p * channels + b.c0 + c];
+    const real mu = sum_over_block(sum, shared) / count;
+
+    real squares = 0;  // of the centred values: E x^2 - mu^2 would lose digits where mu is large
+    if (b.row < b.rows)
+        for (int c = b.column; c < width; c += b.columns)
+            for (int p = b.row; p < pixels; p += b.rows) {
+                const real centred = x[b.start + (long long)p * channels + b.c0 + c] - mu;
+                squares += centred * centred;
+            }
+    const real r = 1 / sqrt(sum_over_block(squares, shared) / count + (real)d.eps);
+
+    if (b.row >= b.rows) return;
+    for (int c = b.c0 + b.column; c < b.c0 + width; c += b.columns) {
+        const real scale = weight[(long long)blockIdx.y * d.weight_stride + c] * r;
+        const real shift = bias[(long long)blockIdx.y * d.bias_stride + c] - mu * scale;
+        for (int p = b.row; p < pixels; p += b.rows) {
+            const long long i = b.start + (long long)p * channels + c;
+            const real z = x[i] * scale + shift;
+            y[i] = d.silu ? z / (1 + exp(-z)) : z;
+        }
+        if (b.row == 0) {
+            mean[(long long)blockIdx.y * channels + c] = mu;
+            rstd[(long long)blockIdx.y * channels + c] = r;
+        }
+    }
+}
+
+// The gradient behind the SiLU: g silu'(z) with silu'(z) = s (1 + z (1 - s)), s = sigmoid(z), or g itself.
+__device__ real before_silu(real g, real z, int silu) {
+    const real s = 1 / (1 + exp(-z));
+    return silu ? g * s * (1 + z * (1 - s)) : g;
+}
+
+// With xhat = (x - mean) rstd, d = the gradient before the SiLU, sums over pixels and means over the group:
+// dweight = sum d xhat, dbias = sum d, dx = rstd (d weight - mean(d weight) - xhat mean(d weight xhat)).
+extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
+    const real *g, const real *x, const real *mean, const real *rstd, const real *weight, const real *bias,
+    real *dx, real *dweight, real *dbias, Norm settings) {
+    __shared__ real shared[THREADS];
+    const Block b = block_of(settings);
+    const int pixels = settings.pixels, channels = settings.channels, width = settings.width;
+    const long long sample = blockIdx.y;
+    const real mu = mean[sample * channels + b.c0], r = rstd[sample * channels + b.c0];
+
+    real d_sum = 0, along_sum = 0;  // sums over the group of d weight and d weight xhat
+    for (int start = 0; start < width; start += b.columns) {
+        const int c = b.c0 + start + b.column;
+        const bool active = b.row < b.rows && start + b.column < width;
+        real d_part = 0, along_part = 0, w = 0;
+        if (active) {
+            w = weight[sample * settings.weight_stride + c];
+            const real shift = bias[sample * settings.bias_stride + c];
+            for (int p = b.row; p < pixels; p += b.rows) {
+                const long long i = b.start + (long long)p * channels + c;
+                const real xhat = (x[i] - mu) * r;
+                const real d = before_silu(g[i], xhat * w + shift, settings.silu);
+                d_part += d;
+                along_part += d * xhat;
+            }
+        }
+        d_part = sum_over_rows(d_part, b, shared);
+        along_part = sum_over_rows(along_part, b, shared);
+        if (active && b.row == 0) {
+            dbias[sample * channels + c] = d_part;
+            dweight[sample * channels + c] = along_part;
+            d_sum += d_part * w;
+            along_sum += along_part * w;
+        }
+    }
+    const real count = (real)pixels * width;
+    const real d_mean = sum_over_block(d_sum, shared) / count;
+    const real along_mean = sum_over_block(along_sum, shared) / count;
+
+    if (b.row >= b.rows) return;
+    for (int c = b.c0 + b.column; c < b.c0 + width; c += b.columns) {
+        const real w = weight[sample * settings.weight_stride + c], shift = bias[sample * settings.bias_stride + c];
+        for (int p = b.row; p < pixels; p += b.rows) {
+            const long long i = b.start + (long long)p * channels + c;
+            const real xhat = (x[i] - mu) * r;
+            const real d = before_silu(g[i], xhat * w + shift, settings.silu);
+            dx[i] = r * (d * w - d_mean - xhat * along_mean);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+"""Optimiser steps over flat arrays: one launch for all parameters.
+
+``changing`` arguments are float64 arrays on the device that take the place of the numbers that change from step to
+step, for launches that are captured in a CUDA graph.
+"""
+
+import numpy as np
+
+from ...backend import cupy
+from .build import ceil_div, kernel, launch
+
+__all__ = ["adam", "adam_advance", "clip_norm", "ema", "gather"]
+
+ADAM = np.dtype([*((name, "f8") for name in (
+    "lr", "correction1", "correction2", "beta1", "beta2", "eps", "weight_decay")), ("decoupled", "i8")])  # struct Adam
+MANY = 100  # arrays that one launch gathers
+ARRAYS = np.dtype([("arrays", "u8", MANY), ("offsets", "i8", MANY + 1)])  # struct Arrays
+PARTS = 256  # blocks that share a sum
+
+
+def _launch(name, x, args):
+    launch(kernel(name, "optim", x.dtype), (ceil_div(x.size, 256),), (256,), args)
+
+
+def adam(w, g, m, v, lr, beta1, beta2, eps, weight_decay, decoupled, steps, changing=None, factor=None):
+    """Step number ``steps`` (from 1) of Adam, or, ``decoupled``, AdamW: changes w, m and v, all of one size.
+
+    changing: lr, 1 − β₁^k and 1 − β₂^k, in the place of lr and steps (see ``adam_advance``).
+    factor: array (1,) or () to multiply g by, such as ``clip_norm`` gives.
+    """
+    numbers = lr, 1 - beta1**steps, 1 - beta2**steps, beta1, beta2, eps, weight_decay, decoupled
+    _launch("adam", w, (w, g, m, v, w.size, np.array(numbers, ADAM), changing, factor))
+
+
+def adam_advance(changing, steps, lr, beta1, beta2):
+    """Set ``changing`` (3,) for the next step; steps (1,) int64 counts it, lr (1,) is read. All on the device."""
+    args = changing, steps, lr, float(beta1), float(beta2)
+    launch(kernel("adam_advance", "optim", "float64"), (1,), (1,), args)
+
+
+def ema(average, w, decay, changing=None):
+    """average ← decay·average + (1 − decay)·w; changing: decay."""
+    _launch("ema", w, (average, w, w.size, float(decay), changing))
+
+
+def clip_norm(g, max_norm, scale=True):
+    """Array (2,): the norm of the flat array g, and the factor that limits it to max_norm; multiplies g if ``scale``.
+
+    Sums in float64, in a fixed order.
+    """
+    count = max(1, min(PARTS, ceil_div(g.size, 4096)))
+    parts, result = cupy().empty(count, np.float64), cupy().empty(2, g.dtype)
+    launch(kernel("squares", "optim", g.dtype), (count,), (256,), (g, parts, g.size))
+    args = parts, np.int32(count), float(max_norm), result
+    launch(kernel("clip_factor", "optim", g.dtype), (1,), (256,), args)
+    if scale:
+        _launch("scale", g, (g, result[1:], g.size))
+    return result
+
+
+def gather(arrays, out):
+    """Copy arrays, of out's dtype and dense in memory, one after the other into the flat array out, as they lie."""
+    start = 0
+    for first in range(0, len(arrays), MANY):
+        some = arrays[first:first + MANY]
+        table = np.zeros((), ARRAYS)
+        table["arrays"][:len(some)] = [a.data.ptr for a in some]
+        table["offsets"][1:len(some) + 1] = np.cumsum([a.size for a in some])
+        end = start + int(table["offsets"][len(some)])
+        blocks = min(32, ceil_div(max(a.size for a in some), 256))
+        launch(kernel("gather", "optim", out.dtype), (blocks, len(some)), (256,), (table, out[start:end]))
+        start = end
