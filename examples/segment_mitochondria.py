@@ -128,7 +128,7 @@ def probability(model, image, tta=True):
     """
     def predict(tiles):
         with no_grad():
-            return unfolded(F.sigmoid(model(Tensor(folded(tiles)))).data)
+            return unfolded(F.sigmoid(model(Tensor(folded(tiles), device=model.device))).cpu().data)
 
     x, ways = normalized(image)[None], 8 if tta else 1
     return sum(turned_back(predict_tiled(predict, turned(x, way), tile=TILE, overlap=OVERLAP, batch_size=1), way)[0]
@@ -195,7 +195,7 @@ def segment(args):
     model = load_model(path) if args.model or path.exists() else pretrained("sstem-mitochondria")
     if model.config.get("in_channels") != FOLD ** 2 or model.config.get("time"):
         raise ValueError(f"{path} holds a network for another task; train one with this example")
-    mask = probability(model, image, args.tta) > 0.5
+    mask = probability(model.to(args.device), image, args.tta) > 0.5
     for name, picture in (("mask", mask * np.uint8(255)), ("overlay", coloured(image, [(mask, FOUND)]))):
         written = args.out / f"{args.predict.stem}-{name}.png"
         with atomic_write(written) as file:
@@ -216,14 +216,15 @@ def main():
         # beyond the edges as predict_tiled has it, so that the network knows mirrored borders
         images = [np.pad(normalized(image), OVERLAP // 2, mode="reflect") for image in train.images]
         masks = [np.pad(mask, OVERLAP // 2, mode="reflect") for mask in train.masks]
-        model = UNet(FOLD ** 2, FOLD ** 2, channels=args.channels, time=False)
+        model = UNet(FOLD ** 2, FOLD ** 2, channels=args.channels, time=False).to(args.device)
         settings = {k: v for k, v in settings_of(args).items() if k not in ("predict", "model", "tta")}
         run = Training(model, len(train) * PATCHES, settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr,
                        ema=0.99, weight_decay=0.02)
 
         def loss(index):
             patches = [random_patch(images[i], masks[i], args.patch, run.rng) for i in index % len(train)]
-            x, y = (Tensor(folded(np.stack(part)[:, None].astype(np.float32))) for part in zip(*patches))
+            x, y = (Tensor(folded(np.stack(part)[:, None].astype(np.float32)), device=args.device)
+                    for part in zip(*patches))
             logits = model(x)
             return F.binary_cross_entropy_with_logits(logits, y) + dice_loss(logits, y)
 

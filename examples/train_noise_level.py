@@ -14,7 +14,7 @@ from command_line import parse, parser_for, settings_of, told_plainly, write_met
 
 import numpy as np
 
-from npdiffusion import Tensor
+from npdiffusion import Tensor, to_device
 from npdiffusion.data import load_digits
 from npdiffusion.diffusion import DDPMScheduler, denoise
 from npdiffusion.figures import save_figure
@@ -152,7 +152,7 @@ def wrong_levels_figure(levels, values, between):
 
 def evaluate(model, scheduler, digits, test, pictures, grid, out):
     """Measure the network on the test digits, write the figures; returns what goes into metrics.json."""
-    denoiser, log_snr = pretrained("mnist-ddpm"), -2 * np.log(scheduler.sigmas)
+    denoiser, log_snr = pretrained("mnist-ddpm").to(model.device), -2 * np.log(scheduler.sigmas)
     t = np.random.default_rng(1).permutation(np.arange(len(test)) * scheduler.num_train_timesteps // len(test))
     noisy = noisy_pictures(scheduler, test, t)  # levels spread evenly over the schedule
 
@@ -184,13 +184,13 @@ def main():
     scheduler = DDPMScheduler()
     with told_plainly("train_noise_level.py"):
         digits, test = load_digits(args.data, "train"), load_digits(args.data, "test").images[:args.test]
-        model = NoiseLevelNet(channels=args.channels)
+        model = NoiseLevelNet(channels=args.channels).to(args.device)
         run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr)
         print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(digits)} digits")
 
         def loss(index):
-            x0, t = digits.images[index], run.rng.integers(0, scheduler.num_train_timesteps, len(index))
-            noisy = scheduler.add_noise(x0, run.rng.standard_normal(x0.shape, dtype=np.float32), t)
+            x0, t = to_device(digits.images[index], args.device), run.rng.integers(0, len(scheduler.sigmas), len(index))
+            noisy = scheduler.add_noise(x0, run.device_rng.standard_normal(x0.shape, dtype=np.float32), t)
             return laplace_nll(model(Tensor(noisy)), -2 * np.log(scheduler.sigmas[t]))
 
         run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, title="noise level of digits")

@@ -26,6 +26,7 @@ import math
 from statistics import NormalDist
 
 import numpy as np
+from train_classifier import predictions
 
 from npdiffusion import Tensor, no_grad
 from npdiffusion.data import load_digits
@@ -70,11 +71,12 @@ def bound(model, images, samples=4, seed=0):
     """−log p(x | z) and KL of each of the images (N, 2), in nats, of the 28×28 pixels, the mean over some z."""
     rng = np.random.default_rng(seed)
 
-    def parts(x):
-        mean, logvar = model.encode(Tensor(x))
-        logits = (model.decode(model.reparameterise(mean, logvar, rng)).data for _ in range(samples))
-        nll = sum(bernoulli_nll(Tensor(y[INSIDE]), Tensor(x[INSIDE])).data for y in logits) / samples
-        return np.stack([nll, gaussian_kl(mean, logvar).data], 1)
+    def parts(images):
+        x = Tensor(images, device=model.device)
+        mean, logvar = model.encode(x)
+        logits = (model.decode(model.reparameterise(mean, logvar, rng)) for _ in range(samples))
+        nll = sum(bernoulli_nll(y[INSIDE], x[INSIDE]) for y in logits) / samples
+        return np.stack([nll.cpu().data, gaussian_kl(mean, logvar).cpu().data], 1)
 
     return in_batches(parts, images)
 
@@ -94,7 +96,8 @@ def against_ddpm(model, images, labels, seed=0):
     better at that level (clipping helps up to about t = 150); the diffusion model gets x_t and t. Returns
     {name: {"pictures": (levels, N, …), "psnr", "accuracy": lists}}.
     """
-    scheduler, ddpm, judge = DDPMScheduler(), pretrained("mnist-ddpm"), pretrained("mnist-classifier")
+    scheduler = DDPMScheduler()
+    ddpm, judge = (pretrained(name).to(model.device) for name in ("mnist-ddpm", "mnist-classifier"))
     rng = np.random.default_rng(seed)
     found = {name: {"pictures": [], "psnr": [], "accuracy": []} for name in ("noisy", "VAE", "DDPM, one-shot")}
     for t in LEVELS:
@@ -104,10 +107,9 @@ def against_ddpm(model, images, labels, seed=0):
         vae = max((in_batches(model.reconstruct, x) for x in (seen, clipped)), key=lambda x: psnr(x, images).mean())
         results = clipped, vae, in_batches(lambda x: denoise(ddpm, scheduler, x, t), noisy)
         for of, pictures in zip(found.values(), results):
-            classes = in_batches(lambda x: judge(Tensor(x)).data.argmax(1), pictures)
             of["pictures"].append(pictures)
             of["psnr"].append(float(psnr(pictures, images).mean()))
-            of["accuracy"].append(float((classes == labels).mean()))
+            of["accuracy"].append(float((predictions(judge, pictures) == labels).mean()))
     return found
 
 
@@ -183,15 +185,15 @@ def travel_figure(model, codes, columns=12, rows=4, seed=0):
 def main():
     args = arguments()
     with told_plainly("train_vae.py"):
-        model = VAE(args.latent, args.channels)
+        model = VAE(args.latent, args.channels).to(args.device)
         digits, (images, labels) = load_digits(args.data, "train"), load_digits(args.data, "test")[:args.test]
         run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
                        weight_decay=0.01)
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(digits)} digits")
 
         def loss(index):
-            x = Tensor(digits.images[index])
-            logits, mean, logvar = model(x, run.rng)
+            x = Tensor(digits.images[index], device=args.device)
+            logits, mean, logvar = model(x, run.device_rng)
             return vae_loss(logits, x, mean, logvar, args.beta)
 
         def report(run):
@@ -200,7 +202,7 @@ def main():
         run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, report=report, title="VAE")
         with run.averaged():
             nll, kl = bound(model, images).mean(0, dtype=np.float64)
-            codes = in_batches(lambda x: model.encode(Tensor(x))[0].data, images)
+            codes = in_batches(lambda x: model.encode(Tensor(x, device=args.device))[0].cpu().data, images)
             ours = in_batches(model.pictures, codes)
             theirs = pca(digits.images[INSIDE], images[INSIDE], args.latent)
             found = against_ddpm(model, images[:args.noisy], labels[:args.noisy])

@@ -1,4 +1,4 @@
-"""Figures of pictures, as a paper would print them."""
+"""Figures of pictures, NumPy arrays, as a paper would print them."""
 
 import numpy as np
 

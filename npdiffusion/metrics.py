@@ -1,4 +1,4 @@
-"""How good a result is, in numbers."""
+"""How good a result is, in numbers; all arrays are NumPy's."""
 
 import numpy as np
 

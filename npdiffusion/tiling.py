@@ -13,6 +13,8 @@ def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=F
     overlap/4 pixels, where a network sees the tile's edge, then half a cosine over overlap/2 pixels up to 1. Beyond
     its edges the picture is mirrored, by overlap/2 pixels and as many more as fill the last tiles.
 
+    All arrays are NumPy's: a ``predict`` that computes on a GPU brings its result back (``npdiffusion.to_device``).
+
     Args:
         predict: called with tiles (N, C, tile, tile) float32, N ≤ batch_size; returns an array (N, K, tile, tile).
         image: (C, H, W) float32, of any size, smaller than a tile too.

@@ -202,7 +202,7 @@ def test_benchmark(quality, tmp_path, capsys):
     results_of(quality, "--readme")
     table = capsys.readouterr().out
     assert f"| one-shot | {results['one_shot_psnr']['4']:.1f} /" in table
-    assert f"| classifier-FID, 12 samples | {results['classifier_fid']:.2f} |" in table
+    assert f"| classifier-FID, 12 samples | {results['classifier_fid']:.3f} |" in table
 
 
 def test_drawing_goes_on_with_the_samples_it_has(quality, tmp_path):

@@ -1,4 +1,7 @@
-"""Denoisers that know the training pictures and no network: what a learned one should be measured against."""
+"""Denoisers that know the training pictures and no network: what a learned one should be measured against.
+
+They take NumPy arrays and return them; no GPU is needed.
+"""
 
 import math
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import default_generator
+from ..backend import default_generator, to_device
 from .sampling import check_labels, evaluating, predict
 from .schedulers import draw_noise
 
@@ -52,13 +52,15 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
         scheduler: a DDPMScheduler. Its ``variance_type`` is the variance of p(x_{t-1} | x_t); at t = 0, where
             fixed_small would be 0, both take β̃_1, as Ho et al.'s code does. The mean comes from the model's x_0,
             clipped if ``clip_sample``.
-        images: (N, C, H, W) float32, every value one of k / 127.5 − 1, k = 0 … 255.
+        images: (N, C, H, W) float32, every value one of k / 127.5 − 1, k = 0 … 255, on any device: the noise is drawn
+            and all float64 arithmetic done on the CPU, and the model alone computes on its own device.
         groups: how many, at most.
-        generator: np.random.Generator; None takes the library's.
+        generator: np.random.Generator; None takes the library's of the CPU.
         batch_size: pictures that go through the model together. report: called with their number after each batch.
 
     Returns a VariationalBound. Raises ValueError if the images are not 8-bit.
     """
+    images = to_device(images, "cpu")
     grey = (images + 1) * 127.5
     if images.ndim != 4 or abs(grey - np.rint(grey)).max() > 1e-2 or grey.min() < -0.5 or grey.max() > 255.5:
         raise ValueError("variational_bound expects 8-bit pictures (N, C, H, W), scaled as x / 127.5 - 1, "
@@ -86,7 +88,8 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
 def term(model, scheduler, x0, t, labels, generator):
     """(N,) nats: the decoder's term where t is 0 (for all of them or none), else that of the step from t to t − 1."""
     x = scheduler.add_noise(x0, draw_noise(x0.shape, x0.dtype, generator), t)
-    guess = scheduler.predict_original_sample(predict(model, x, t, labels, 1.0), t, x).astype(np.float64)
+    output = predict(model, to_device(x, getattr(model, "device", "cpu")), t, labels, 1.0)
+    guess = scheduler.predict_original_sample(to_device(output, "cpu"), t, x).astype(np.float64)
     s = np.maximum(t, 1).reshape(-1, 1, 1, 1)  # the step from 0 borrows the variance of that from 1
     alpha_bar, alpha_bar_prev, beta = scheduler.alphas_cumprod[s], scheduler.alphas_cumprod[s - 1], scheduler.betas[s]
     posterior = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta  # β̃_t

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from ..backend import array_module, beside, to_device
+from ..backend import array_module, beside, device_of, to_device
 from ..models import pretrained
 from ..tensor import Tensor, no_grad
 from .checks import check_sample, check_timesteps
@@ -133,7 +133,7 @@ def at_level(scheduler, noisy, t, sigma, noise_level):
         if noisy.shape[1:] != (1, 32, 32):
             raise ValueError(f"the level of the noise is needed: t=, sigma=, or noise_level=, a NoiseLevelNet trained "
                              f"on such pictures (the one in the package knows 1×32×32, got {noisy.shape[1:]})")
-        noise_level = pretrained("mnist-noise-level")
+        noise_level = pretrained("mnist-noise-level").to(device_of(noisy))
     return noisy, noise_level.timesteps(noisy, scheduler)
 
 

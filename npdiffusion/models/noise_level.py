@@ -4,7 +4,6 @@ import numpy as np
 
 from .. import functional as F
 from .. import nn
-from ..backend import to_device
 from ..tensor import Tensor, no_grad
 
 __all__ = ["NoiseLevelNet", "laplace_nll"]
@@ -58,9 +57,10 @@ class NoiseLevelNet(nn.Module):
         return self.mlp(F.cat(statistics, 1))
 
     def log_snr(self, pictures, batch_size=250):
-        """Median of λ and the distribution's b for each of the pictures (N, C, H, W): two NumPy arrays (N,)."""
+        """Median of λ and the distribution's b for each of the pictures (N, C, H, W), on any device: two NumPy arrays
+        (N,)."""
         with no_grad():
-            results = [to_device(self(Tensor(pictures[i:i + batch_size].astype(np.float32))).data, "cpu")
+            results = [self(Tensor(pictures[i:i + batch_size].astype(np.float32), device=self.device)).cpu().data
                        for i in range(0, len(pictures), batch_size)]
         median, log_b = np.concatenate(results).astype(np.float64).T
         return median, np.exp(log_b)
@@ -77,8 +77,8 @@ class NoiseLevelNet(nn.Module):
 def laplace_nll(output, log_snr):
     """−log p(λ | x), averaged, of the distribution that ``NoiseLevelNet`` returns: |λ − median|/b + log 2b.
 
-    output: Tensor (N, 2). log_snr: array (N,), the true λ. Kendall & Gal 2017, eq. 5, with Laplace's distribution.
+    output: Tensor (N, 2). log_snr: array (N,), the true λ, on any device. Kendall & Gal 2017, eq. 5, with Laplace's distribution.
     """
     median, log_b = output[:, 0], output[:, 1]
-    error = (median - Tensor(log_snr.astype(output.dtype))).abs()
+    error = (median - Tensor(log_snr.astype(output.dtype), device=output.device)).abs()
     return (error * (-log_b).exp() + log_b).mean() + float(np.log(2))

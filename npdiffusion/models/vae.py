@@ -4,7 +4,7 @@ import math
 
 from .. import functional as F
 from .. import nn
-from ..backend import default_generator
+from ..backend import beside, default_generator, to_device
 from ..tensor import Tensor, no_grad
 from .unet import GROUPS, ResBlock
 
@@ -89,9 +89,13 @@ class VAE(nn.Module):
         return code[:, :self.config["latent"]], code[:, self.config["latent"]:]
 
     def reparameterise(self, mean, logvar, generator=None):
-        """z = μ + σ·ε with ε ~ N(0, I) (sec. 2.4): a sample through which the gradient reaches μ and σ."""
-        noise = (generator or default_generator()).standard_normal(mean.shape, dtype=mean.dtype)
-        return mean + (0.5 * logvar).exp() * Tensor(noise)
+        """z = μ + σ·ε with ε ~ N(0, I) (sec. 2.4): a sample through which the gradient reaches μ and σ.
+
+        generator: of any device; None takes the library's of the model's device.
+        """
+        generator = generator or default_generator(mean.device)
+        noise = generator.standard_normal(mean.shape, dtype=mean.dtype)
+        return mean + (0.5 * logvar).exp() * Tensor(noise, device=mean.device)
 
     def decode(self, z):
         """z (N, J) -> logits (N, in_channels, size, size)."""
@@ -107,11 +111,11 @@ class VAE(nn.Module):
         return self.decode(self.reparameterise(mean, logvar, generator)), mean, logvar
 
     def pictures(self, z):
-        """The mean pictures 2·σ(logits) − 1 in [−1, 1] of codes z, an array (N, J); returns an array."""
+        """The mean pictures 2·σ(logits) − 1 in [−1, 1] of codes z, an array (N, J); returns an array on z's device."""
         with no_grad():
-            return (0.5 * self.decode(Tensor(z))).tanh().data
+            return beside((0.5 * self.decode(Tensor(z, device=self.device))).tanh().data, z)
 
     def reconstruct(self, x):
-        """Pictures, an array (N, in_channels, size, size), decoded from their μ(x): an array like x."""
+        """Pictures, an array (N, in_channels, size, size), decoded from their μ(x): an array like x, on its device."""
         with no_grad():
-            return self.pictures(self.encode(Tensor(x))[0].data)
+            return beside(self.pictures(self.encode(Tensor(x, device=self.device))[0].data), x)
