@@ -35,7 +35,7 @@ import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 from tqdm import tqdm
 
-from npdiffusion import Tensor, no_grad
+from npdiffusion import Tensor, no_grad, to_device
 from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.data import DataNotFoundError, load_digits
 from npdiffusion.diffusion import (DDIMScheduler, DDPMScheduler, PCAWiener, denoise, generate, posterior_mean,
@@ -50,7 +50,7 @@ NAMES = {"noisy": "noisy", "one-shot": "one-shot", "ddim": "DDIM, 20 steps", "an
          "posterior": "exact posterior mean of the training set", "wiener": "PCA-Wiener",
          "tv": "total variation", "nlm": "non-local means"}
 PARTS = (*NAMES, "samples", "bound")
-STRENGTHS = {"tv": np.geomspace(0.3, 3, 8), "nlm": np.geomspace(0.3, 2, 8)}  # over the noise's σ
+STRENGTHS = {"tv": np.geomspace(0.3, 10, 12), "nlm": np.geomspace(0.1, 2, 10)}  # over the noise's σ
 TUNING_DIGITS = 50
 BATCH = 100
 
@@ -71,6 +71,7 @@ def arguments():
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 needs one pass a step, not two")
     parser.add_argument("--real", type=int, default=10000, help="test digits that the samples are compared with")
     parser.add_argument("--threads", type=int, help="default: all cores")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the networks compute")
     return parser.parse_args()
 
 
@@ -83,20 +84,21 @@ class Benchmark:
         if args.data == "synthetic":  # MNIST's pictures have 8 bits
             for digits in (self.train, self.test):
                 digits.images = eight_bit(digits.images)
-        self.model = load_model(args.model) if args.model else pretrained("mnist-ddpm")
-        self.classifier = pretrained("mnist-classifier")
+        self.model = (load_model(args.model) if args.model else pretrained("mnist-ddpm")).to(args.device)
+        self.classifier = pretrained("mnist-classifier").to(args.device)
         self.scheduler = DDPMScheduler()
         self.results = json.loads(args.json.read_text()) if args.json.exists() else {}
 
     def features(self, images):
+        batches = (Tensor(images[i:i + BATCH], device=self.args.device) for i in range(0, len(images), BATCH))
         with no_grad():
-            return np.concatenate([self.classifier.features(Tensor(images[i:i + BATCH])).data
-                                   for i in range(0, len(images), BATCH)])
+            return np.concatenate([self.classifier.features(x).cpu().data for x in batches])
 
     def recognised(self, features, labels):
         """Share of pictures whose label the classifier finds."""
         with no_grad():
-            return float((self.classifier.linear(Tensor(features)).data.argmax(1) == labels).mean())
+            logits = self.classifier.linear(Tensor(features, device=self.args.device)).cpu().data
+        return float((logits.argmax(1) == labels).mean())
 
     def settings(self, part):
         """What a part's result depends on."""
@@ -177,7 +179,8 @@ class Benchmark:
         some = np.random.default_rng(1).choice(len(self.train), len(drawn), replace=len(drawn) > len(self.train))
         nearest, distances = self.nearest(drawn)
         of_test = self.nearest(self.test.images[:args.real])[1]
-        save_figure(nearest_figure(drawn, labels, self.train.images[nearest], distances), args.json.parent / "nearest.png")
+        save_figure(nearest_figure(drawn, labels, self.train.images[nearest], distances),
+                    args.json.parent / "nearest.png")
         return {
             "classifier_fid": frechet_distance(features, real),
             "classifier_fid_floor": frechet_distance(self.features(self.train.images[some]), real),
@@ -203,7 +206,7 @@ class Benchmark:
                 some = labels[len(drawn):len(drawn) + BATCH]
                 x = generate(self.model, scheduler, (len(some), *drawn.shape[1:]), some, args.guidance, args.steps,
                              generator=np.random.default_rng([2, len(drawn)]))
-                drawn = np.concatenate([drawn, np.rint((x.clip(-1, 1) + 1) * 127.5).astype(np.uint8)])
+                drawn = np.concatenate([drawn, np.rint((to_device(x, "cpu").clip(-1, 1) + 1) * 127.5).astype(np.uint8)])
                 bar.update(len(some))
                 save_file(path, {"samples": drawn}, settings)
         return drawn.astype(np.float32) / 127.5 - 1, labels
@@ -276,7 +279,8 @@ def tables(results):
         yield "| --- |" + " --- |" * len(LEVELS)
         for name in NAMES:
             if name in results:
-                yield f"| {NAMES[name]} | " + " | ".join(cell(results[name], str(t)) for t in LEVELS) + " |"
+                label = f"{NAMES[name]} ({results[name]['settings']['digits']:,} digits)"
+                yield f"| {label} | " + " | ".join(cell(results[name], str(t)) for t in LEVELS) + " |"
 
     lines = [*rows("PSNR in dB / digits recognised", lambda r, t: f"{r['psnr'][t]:.1f} / {r['accuracy'][t]:.1%}"), "",
              *rows("SSIM", lambda r, t: f"{r['ssim'][t]:.3f}"), "",
@@ -347,7 +351,7 @@ def main():
         npdiffusion.set_num_threads(args.threads)
     try:
         benchmark = Benchmark(args)
-    except (DataNotFoundError, OSError, ValueError) as error:
+    except (DataNotFoundError, OSError, RuntimeError, ValueError) as error:
         raise SystemExit(f"quality.py: {error}") from error
     for part in args.parts:
         try:

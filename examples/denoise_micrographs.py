@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from segment_mitochondria import FOUND, INVENTED, MISSED, coloured, probability
 
-from npdiffusion import Tensor, functional as F
+from npdiffusion import Tensor, functional as F, to_device
 from npdiffusion.data import load_micrographs
 from npdiffusion.diffusion import DDPMScheduler, denoise, generate
 from npdiffusion.figures import picture_rows, save_figure
@@ -273,7 +273,7 @@ def evaluate(model, train, test, labelled, args):
 
     masks, sigma = {}, args.sigmas[len(args.sigmas) // 2]
     try:
-        network = load_model(args.segmenter) if args.segmenter else pretrained("sstem-mitochondria")
+        network = (load_model(args.segmenter) if args.segmenter else pretrained("sstem-mitochondria")).to(args.device)
     except ValueError as error:
         print(f"no segmentation ({error})")
     else:
@@ -291,8 +291,9 @@ def evaluate(model, train, test, labelled, args):
     save_figure(curves_figure(scores), args.out / "curves.png")
 
     def draw(count, side):
-        return generate(model, SCHEDULER, (count, 1, side, side), num_inference_steps=args.draw_steps,
-                        generator=np.random.default_rng(args.seed), progress=True)
+        pictures = generate(model, SCHEDULER, (count, 1, side, side), num_inference_steps=args.draw_steps,
+                            generator=np.random.default_rng(args.seed), progress=True)
+        return to_device(pictures, "cpu")
 
     drawn = draw(args.draw, PATCH)
     real = windows(test, PATCH)[:, 0].reshape(-1, 1, PATCH, PATCH)
@@ -315,11 +316,11 @@ def main():
         train_set, test_set = load_micrographs(args.data)
         train, test = pooled(train_set.images), pooled(test_set.images)
         if args.evaluate:
-            model = pretrained("sstem-ddpm")
+            model = pretrained("sstem-ddpm").to(args.device)
             return write_metrics(args.out, evaluate(model, train, test, test_set.masks, args))
         patches = windows(train, STRIDE)
         grid = patches.shape[0], *patches.shape[2:4]
-        model = UNet(channels=args.channels)
+        model = UNet(channels=args.channels).to(args.device)
         settings = {k: v for k, v in settings_of(args).items()
                     if k in ("data", "seed", "steps", "batch_size", "lr", "channels")}
         run = Training(model, int(np.prod(grid)), settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr)
@@ -328,8 +329,9 @@ def main():
         def loss(index):
             section, row, column = np.unravel_index(index, grid)
             x0 = turned(patches[section, :, row, column], run.rng.integers(8, size=len(index)))
+            x0 = to_device(x0, args.device)
             t = run.rng.integers(0, SCHEDULER.num_train_timesteps, len(index))
-            noise = run.rng.standard_normal(x0.shape, dtype=np.float32)
+            noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
             v = SCHEDULER.get_velocity(x0, noise, t)
             return F.mse_loss(model(Tensor(SCHEDULER.add_noise(x0, noise, t)), t), Tensor(v))
 

@@ -29,6 +29,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from npdiffusion import to_device
 from npdiffusion.data import load_digits
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, posterior_mean
 from npdiffusion.figures import picture_rows, save_figure
@@ -122,8 +123,8 @@ def drawn(model, scheduler, labels, scale, args):
     scheduler = DDIMScheduler.from_config(scheduler.config | {"timestep_spacing": "trailing"})
     rng = np.random.default_rng(args.seed)
     parts = [labels[i:i + BATCH] for i in range(0, len(labels), BATCH)]
-    return np.concatenate([generate(model, scheduler, (len(part), 1, 32, 32), part if scale else None, scale,
-                                    args.steps, generator=rng)
+    return np.concatenate([to_device(generate(model, scheduler, (len(part), 1, 32, 32), part if scale else None, scale,
+                                              args.steps, generator=rng), "cpu")
                            for part in tqdm(parts, f"new digits, s = {scale}", leave=False)])
 
 
@@ -302,6 +303,7 @@ def main():
                 raise ValueError(f"expected a {kind.__name__} of 10 classes, got a {type(network).__name__} of "
                                  f"{network.num_classes}")
         weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
+        model.to(args.device), judge.to(args.device)
         settings = settings_of(args) | {"weights": weights, "digit": None}  # only the pictures depend on --digit
         found = Measurements(args.out / "measurements.json", settings, args.resume)
         train, test = load_digits(args.data, "train"), load_digits(args.data, "test")

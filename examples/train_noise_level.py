@@ -189,7 +189,8 @@ def main():
         print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(digits)} digits")
 
         def loss(index):
-            x0, t = to_device(digits.images[index], args.device), run.rng.integers(0, len(scheduler.sigmas), len(index))
+            x0 = to_device(digits.images[index], args.device)
+            t = run.rng.integers(0, scheduler.num_train_timesteps, len(index))
             noisy = scheduler.add_noise(x0, run.device_rng.standard_normal(x0.shape, dtype=np.float32), t)
             return laplace_nll(model(Tensor(noisy)), -2 * np.log(scheduler.sigmas[t]))
 

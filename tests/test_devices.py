@@ -17,10 +17,10 @@ from strategies import CASES, cases
 import npdiffusion
 from npdiffusion import Tensor, backend, functional as F, nn, optim, to_device
 from npdiffusion.checkpoint import load_file, save_file
-from npdiffusion.data import SyntheticDigits
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
+from npdiffusion.data import SyntheticDigits, SyntheticMicrographs
+from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, variational_bound
 from npdiffusion.kernels.cupy import build
-from npdiffusion.models import UNet, load_model, save_model
+from npdiffusion.models import VAE, Classifier, NoiseLevelNet, UNet, laplace_nll, load_model, save_model, vae_loss
 from npdiffusion.training import Training
 
 ROOT = Path(__file__).parent.parent
@@ -538,20 +538,95 @@ def test_scheduler_steps(cupy, scheduler):
         scheduler.add_noise(x, arrays[1], 1)
 
 
+# Other networks
+
+
+def devices_agree(compute, tolerance=1e-9):
+    """compute(device) returns arrays, which must be the same from both."""
+    for a, b in zip(compute("cpu"), compute("cuda"), strict=True):
+        close(b, a, tolerance)
+
+
+def test_vae(cupy):
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 1, 4, 4))
+
+    def compute(device):
+        npdiffusion.manual_seed(0)
+        model = VAE(latent=3, channels=(8,), hidden=8, size=4).to("float64").to(device)
+        y = Tensor(x, device=device)
+        logits, mean, logvar = model(y, np.random.default_rng(1))
+        with not_waiting(cupy):
+            own_noise = model(y)[0]
+            loss = vae_loss(logits, y, mean, logvar)
+        assert own_noise.device == model.device and isinstance(model.reconstruct(x), np.ndarray)
+        assert backend.device_of(model.pictures(mean.data)) == model.device
+        return (logits, loss, model.pictures(mean.detach().cpu().data), model.reconstruct(x),
+                model.reconstruct(y.data))
+
+    devices_agree(compute)
+
+
+def test_noise_level(cupy):
+    x, log_snr = np.random.default_rng(0).standard_normal((3, 1, 4, 4)), np.array([1.0, -2.0, 3.0])
+
+    def compute(device):
+        npdiffusion.manual_seed(0)
+        net = NoiseLevelNet(channels=(4,), hidden=4).to(device)
+        y = to_device(x.astype(np.float32), device)
+        with not_waiting(cupy):
+            loss = laplace_nll(net(Tensor(y)), log_snr)
+        model = small_unet(num_classes=None).to(device)
+        return (loss, *net.log_snr(x, batch_size=2), *net.log_snr(y),
+                *(denoise(model, DDPMScheduler(), y, noise_level=net.to(where)) for where in (device, "cpu")))
+
+    devices_agree(compute, 1e-4)
+
+
+def test_variational_bound(cupy):
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 4, 4)).astype(np.float32) / 127.5 - 1
+
+    def compute(device):
+        model = small_unet().to(device)
+        for y, labels in ((images, None), (to_device(images, device), np.array([0, 2, 1]))):
+            yield from variational_bound(model, DDPMScheduler(10), y, labels, groups=3, batch_size=2,
+                                         generator=np.random.default_rng(1))
+
+    devices_agree(compute, 1e-4)
+
+
 # Examples
 
 
 @pytest.fixture
-def example(monkeypatch, tmp_path):
-    """Runs an example's main() in this process, with a handful of digits and without sampling."""
+def example(cupy, monkeypatch, tmp_path):
+    """Runs an example's main() in this process, with little data, tiny networks and without sampling. No training step
+    may wait for the GPU."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    step = Training.train_step
 
-    def run(name, *arguments):
+    def train_step(run, loss):
+        with not_waiting(cupy):
+            return step(run, loss)
+
+    monkeypatch.setattr(Training, "train_step", train_step)
+
+    def pretrained(name):
+        return {"mnist-ddpm": UNet(channels=(8,), num_classes=10), "mnist-classifier": Classifier(channels=(8,)),
+                "sstem-mitochondria": UNet(16, 16, channels=(8,), time=False)}[name]
+
+    def denoise(model, scheduler, noisy, *_, **__):
+        assert model.device == "cuda:0"
+        return noisy
+
+    def generate(model, scheduler, shape, *_, **__):
+        return to_device(np.zeros(shape, np.float32), model.device)
+
+    def run(name, *arguments, digits=8, **changes):
         module = importlib.import_module(name)
         monkeypatch.setattr(sys, "argv", [name, "--device", "cuda", "--out", str(tmp_path), *arguments])
-        monkeypatch.setattr(module, "load_digits", lambda data, split: SyntheticDigits(4))
-        instead = {"denoise": lambda model, scheduler, noisy, *_, **__: noisy,
-                   "generate": lambda model, scheduler, shape, *_, **__: to_device(np.zeros(shape, "f"), model.device)}
+        instead = {"denoise": denoise, "generate": generate, "pretrained": pretrained,
+                   "load_digits": lambda data, split: SyntheticDigits(digits),
+                   "load_micrographs": lambda data: [SyntheticMicrographs(1, (224, 224))] * 2, **changes}
         for function in instead.keys() & vars(module).keys():
             monkeypatch.setattr(module, function, instead[function])
         module.main()
@@ -562,12 +637,49 @@ def example(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name, figure, channels", [("train_diffusion", "samples-000001.png", ["8", "32"]),
                                                      ("train_classifier", "mistakes.png", ["8"])])
-def test_trainings_on_the_gpu(cupy, example, name, figure, channels):
-    written = example(name, "--data", "synthetic", "--steps", "1", "--batch-size", "1", "--channels", *channels)
+def test_trainings_on_the_gpu(example, name, figure, channels):
+    written = example(name, "--data", "synthetic", "--steps", "1", "--batch-size", "1", "--channels", *channels,
+                      digits=4)
     assert figure in written and "metrics.json" in written
 
 
-def test_quickstart_on_the_gpu(cupy, example):
+TINY = ["--data", "synthetic", "--steps", "1", "--batch-size", "1", "--channels", "8"]
+
+
+def test_vae_on_the_gpu(example):
+    vae = importlib.import_module("train_vae")
+    in_batches, travel = vae.in_batches, vae.travel_figure
+    written = example("train_vae", *TINY, "--test", "8", "--noisy", "8",
+                      in_batches=lambda f, images: in_batches(f, images[:1]).repeat(len(images), 0),  # less to wait for
+                      travel_figure=lambda model, codes: travel(model, codes, columns=2))
+    assert {"rows.png", "latent.png", "against_ddpm.png", "metrics.json"} <= set(written)
+
+
+def test_noise_level_on_the_gpu(example):
+    written = example("train_noise_level", *TINY, "--test", "8", "--pictures", "1", "--grid", "2")
+    assert {"levels.png", "wrong_levels.png", "metrics.json"} <= set(written)
+
+
+def test_segmentation_on_the_gpu(example):
+    small = dict(TILE=128, OVERLAP=16)
+    assert "curve.png" in example("segment_mitochondria", *TINY, "--patch", "32", "--no-tta", **small)
+
+
+def test_guided_denoising_on_the_gpu(example):
+    sizes = ("--digits", "--ancestral", "--generated", "--sweep", "--known")
+    written = example("guided_denoising", "--data", "synthetic", *(x for size in sizes for x in (size, "1")),
+                      "--digit", str(SyntheticDigits(8).labels[0]))
+    assert {"eights.png", "forced.png", "samples.png", "metrics.json"} <= set(written)
+
+
+def test_micrographs_on_the_gpu(example, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("segment_mitochondria"), "TILE", 256)
+    written = example("denoise_micrographs", *TINY, "--sigmas", "50", "--draw", "1", PATCH=32, LARGE=112,
+                      baselines=dict)
+    assert {"curves.png", "section.png", "drawn-large.png", "metrics.json"} <= set(written)
+
+
+def test_quickstart_on_the_gpu(example):
     assert example("quickstart", "--data", "synthetic") == ["denoised.png", "generated.png"]
 
 

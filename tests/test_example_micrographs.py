@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,13 +53,14 @@ def test_evaluate_takes_the_network_of_the_package(monkeypatch, tmp_path):
     """No training, and no checkpoint; what is evaluated is sstem-ddpm."""
     monkeypatch.setattr(sys, "argv", ["denoise_micrographs.py", "--evaluate", "--data", "synthetic",
                                       "--out", str(tmp_path)])
-    monkeypatch.setattr(example, "pretrained", lambda name: {"sstem-ddpm": "the network"}[name])
+    network = SimpleNamespace(to=lambda device: f"the network on {device}")
+    monkeypatch.setattr(example, "pretrained", lambda name: {"sstem-ddpm": network}[name])
     monkeypatch.setattr(example, "evaluate", lambda model, train, test, labelled, args: {
         "model": model, "shapes": [train.shape, test.shape, labelled.shape]})
     example.main()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == {
-        "model": "the network", "shapes": [[8, 1, 256, 256], [2, 1, 256, 256], [2, 512, 512]]}
+        "model": "the network on cpu", "shapes": [[8, 1, 256, 256], [2, 1, 256, 256], [2, 512, 512]]}
 
 
 def test_no_data_says_what_to_do(tmp_path):

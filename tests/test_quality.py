@@ -201,7 +201,7 @@ def test_benchmark(quality, tmp_path, capsys):
 
     results_of(quality, "--readme")
     table = capsys.readouterr().out
-    assert f"| one-shot | {results['one_shot_psnr']['4']:.1f} /" in table
+    assert f"| one-shot (5 digits) | {results['one_shot_psnr']['4']:.1f} /" in table
     assert f"| classifier-FID, 12 samples | {results['classifier_fid']:.3f} |" in table
 
 

@@ -77,7 +77,8 @@ class NoiseLevelNet(nn.Module):
 def laplace_nll(output, log_snr):
     """−log p(λ | x), averaged, of the distribution that ``NoiseLevelNet`` returns: |λ − median|/b + log 2b.
 
-    output: Tensor (N, 2). log_snr: array (N,), the true λ, on any device. Kendall & Gal 2017, eq. 5, with Laplace's distribution.
+    output: Tensor (N, 2). log_snr: array (N,) on any device, the true λ. Kendall & Gal 2017, eq. 5, with Laplace's
+    distribution.
     """
     median, log_b = output[:, 0], output[:, 1]
     error = (median - Tensor(log_snr.astype(output.dtype), device=output.device)).abs()

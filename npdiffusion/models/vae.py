@@ -4,7 +4,7 @@ import math
 
 from .. import functional as F
 from .. import nn
-from ..backend import beside, default_generator, to_device
+from ..backend import beside, default_generator
 from ..tensor import Tensor, no_grad
 from .unet import GROUPS, ResBlock
 
