@@ -113,8 +113,9 @@ def baselines():
         return denoise_nl_means(x, patch_size=size, patch_distance=9, h=strength * noise, sigma=noise)
 
     return {"Gaussian filter": (lambda x, noise, width: gaussian(x, width), [0.3 * 1.15 ** i for i in range(16)]),
-            "total variation": (lambda x, noise, weight: denoise_tv_chambolle(x, weight * noise, max_num_iter=100),
-                                [0.2 * 1.25 ** i for i in range(12)]),
+            "total variation": (lambda x, noise, weight: denoise_tv_chambolle(x, weight * noise, eps=1e-6,
+                                                                              max_num_iter=300),
+                                [0.2 * 1.2 ** i for i in range(11)]),
             "non-local means": (nl_means, [(size, 0.3 + 0.1 * i) for size in (5, 7) for i in range(7)])}
 
 
@@ -304,8 +305,8 @@ def evaluate(model, train, test, labelled, args):
                              ["drawn from noise", "nearest training patch", "real (test sections)"], cell=0.85),
                 args.out / "drawn.png")
     large = np.concatenate([draw(1, LARGE), test[:1, :, -LARGE:, -LARGE:]])
-    save_figure(picture_rows([large], [""], ["drawn from noise in one piece", "real (a test section)"], group=1,
-                             cell=3.4), args.out / "drawn-large.png")
+    save_figure(picture_rows([large], [""], ["drawn from noise in one piece", "real (a test section)"], cell=3.4),
+                args.out / "drawn-large.png")
     return {**scores, "parameters": parameters, "nearest_drawn": float(127.5 * distance[:len(drawn)].mean()),
             "nearest_real": float(127.5 * distance[len(drawn):].mean())}
 

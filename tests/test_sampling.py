@@ -232,6 +232,9 @@ class Level:
     def __init__(self, levels):
         self.levels = levels
 
+    def to(self, device):
+        return self
+
     def timesteps(self, pictures, scheduler):
         return np.array(self.levels[:len(pictures)])
 
