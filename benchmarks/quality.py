@@ -1,6 +1,6 @@
 """How well the shipped diffusion model denoises and draws MNIST digits, in numbers, beside what needs no network.
 
-    python benchmarks/quality.py                                # about 35 minutes on one core, into runs/quality
+    python benchmarks/quality.py                                # about half an hour, into runs/quality
     python benchmarks/quality.py --parts one-shot wiener        # these alone
     python benchmarks/quality.py --readme                       # the tables of README.md, from the JSON file
 

@@ -1,6 +1,6 @@
 """Does a digit stay what it was when it is denoised? Measured, with and without telling the model its class.
 
-    python examples/guided_denoising.py                      # 20 minutes on 2 cores, into runs/guided
+    python examples/guided_denoising.py                      # tens of minutes on 2 cores, into runs/guided
     python examples/guided_denoising.py --resume             # goes on with what has not been measured yet
     python examples/guided_denoising.py --preset smoke --data synthetic
 

@@ -1,6 +1,6 @@
 """Train the network that tells how noisy a digit is, and measure what its mistakes cost the denoiser.
 
-    python examples/train_noise_level.py                    # about 5 minutes on one core, into runs/noise_level
+    python examples/train_noise_level.py                    # minutes on 2 cores, into runs/noise_level
     python examples/train_noise_level.py --resume
     python examples/train_noise_level.py --preset smoke --data synthetic
 
