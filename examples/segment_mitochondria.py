@@ -1,7 +1,7 @@
 """Find the mitochondria in electron micrographs: a UNet that learns it from a few labelled sections.
 
     python examples/segment_mitochondria.py                      # minutes on 2 cores, into runs/mitochondria
-    python examples/segment_mitochondria.py --preset long        # the best results
+    python examples/segment_mitochondria.py --preset long        # longer; on these sections no better
     python examples/segment_mitochondria.py --preset smoke --data synthetic
     python examples/segment_mitochondria.py --predict mine.tif   # only segment a micrograph of yours
     python examples/segment_mitochondria.py --images DIR --masks DIR   # train on your own; the last fifth is the test
