@@ -40,6 +40,21 @@ NAMES = {"numpy": "NumPy", "cupy": "CuPy", "torch": "PyTorch eager", "compiled":
 KERNEL_TOLERANCE, STEP_TOLERANCE, SAMPLE_TOLERANCE = 1e-4, 1e-3, 2e-2  # of the largest value, in float32
 
 
+def training_step(model, adam, loss_of):
+    """Two functions, in either library: the loss and all gradients as a list; the same and a step of Adam."""
+    def gradients():
+        loss = loss_of()
+        adam.zero_grad()
+        loss.backward()
+        return [loss, *(p.grad for p in model.parameters())]
+
+    def run():
+        gradients()
+        adam.step()
+
+    return gradients, run
+
+
 class Ours:
     """npdiffusion on a device. Functions without arguments, and what they compute as lists of NumPy arrays."""
 
@@ -74,18 +89,7 @@ class Ours:
         x, noise = self.tensor(x), self.tensor(noise)
         t, labels = (to_device(a, self.device) for a in (t, labels))
         adam = optim.Adam(model.parameters(), lr=1e-4)
-
-        def gradients():
-            loss = F.mse_loss(model(x, t, labels), noise)
-            adam.zero_grad()
-            loss.backward()
-            return [loss, *(p.grad for p in model.parameters())]
-
-        def run():
-            gradients()
-            adam.step()
-
-        return gradients, run
+        return training_step(model, adam, lambda: F.mse_loss(model(x, t, labels), noise))
 
     def sample(self, model, scheduler, shape, labels):
         return lambda: [generate(model, scheduler, shape, labels, generator=np.random.default_rng(0))]
@@ -145,18 +149,7 @@ class Torch:
         x, t, labels, noise = (self.tensor(a, requires_grad=False) for a in (x, t, labels, noise))
         adam = torch.optim.Adam(model.parameters(), lr=1e-4, fused=self.device == "cuda")
         loss_of = self.compiled(lambda: torch.nn.functional.mse_loss(model(x, t, labels), noise))
-
-        def gradients():
-            loss = loss_of()
-            adam.zero_grad()
-            loss.backward()
-            return [loss, *(p.grad for p in model.parameters())]
-
-        def run():
-            gradients()
-            adam.step()
-
-        return gradients, run
+        return training_step(model, adam, loss_of)
 
     def sample(self, model, scheduler, shape, labels):
         labels = self.tensor(labels, requires_grad=False)

@@ -10,18 +10,25 @@ from npdiffusion import Tensor
 from npdiffusion.files import atomic_write
 
 
-def parser_for(doc, name, trains=True):
-    """An argparse parser with the options that the examples share; --out is runs/NAME by default."""
+def parser_for(doc, name, data=("mnist", "synthetic"), trains=True):
+    """An argparse parser with the options that the examples share; --out is runs/NAME, --data the first by default.
+
+    What a training's preset sets (--steps, --batch-size, --channels) is there if the example ``trains``.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cpu", choices=["smoke", "cpu", "long"],
                         help="smoke: seconds, to see that it runs; cpu: minutes on 2 cores; long: the best results. "
                              "Options you give yourself come before the preset's")
+    parser.add_argument("--data", default=data[0], choices=data)
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help="directory for all that is written")
     parser.add_argument("--resume", action="store_true", help="go on from what --out holds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="default: all cores")
     add_device(parser)
     if trains:
+        parser.add_argument("--steps", type=int, help="training steps in all")
+        parser.add_argument("--batch-size", type=int)
+        parser.add_argument("--channels", type=int, nargs="+", help="for each resolution, from the largest down")
         parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints")
     return parser
 

@@ -25,7 +25,7 @@ from command_line import parse, parser_for, settings_of, told_plainly, write_met
 from pathlib import Path
 
 import numpy as np
-from segment_mitochondria import FOUND, INVENTED, MISSED, coloured, probability
+from segment_mitochondria import FOUND, INVENTED, MISSED, coloured, probability, turned as turned_square
 
 from npdiffusion import Tensor, functional as F, to_device
 from npdiffusion.data import load_micrographs
@@ -50,18 +50,14 @@ PRESETS = {"smoke": dict(steps=6, batch_size=8, channels=[8, 16], sigmas=[50], d
 
 
 def arguments():
-    parser = parser_for(__doc__, "micrographs")
-    parser.add_argument("--data", default="sstem", choices=["sstem", "lucchi", "synthetic"])
+    parser = parser_for(__doc__, "micrographs", data=("sstem", "lucchi", "synthetic"))
     parser.add_argument("--evaluate", action="store_true", help="no training: judge the network of the package")
     parser.add_argument("--segmenter", type=Path, metavar="FILE",
                         help="a model.safetensors of segment_mitochondria.py; default: the network of the package")
     parser.add_argument("--sigmas", type=int, nargs="+", help="levels of noise to remove, in grey levels")
     parser.add_argument("--draw", type=int, help="number of patches to draw")
     parser.add_argument("--draw-steps", type=int, help="steps from noise to patch")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--channels", type=int, nargs="+", help="for each resolution")
     args = parse(parser, PRESETS)
     if min(*args.sigmas, args.draw, args.draw_steps) < 1:
         parser.error("--sigmas, --draw and --draw-steps must be at least 1")
@@ -82,7 +78,7 @@ def windows(sections, stride):
 
 def turned(patches, ways):
     """Each square patch (1, 64, 64) laid in one of 8 ways: turned by ``way`` quarters, mirrored first from 4 on."""
-    return np.stack([np.rot90(p[..., ::-1] if way >= 4 else p, way, (1, 2)) for p, way in zip(patches, ways)])
+    return np.stack([turned_square(patch, way) for patch, way in zip(patches, ways)])
 
 
 def restored(model, noisy, sigma, method="one-shot"):

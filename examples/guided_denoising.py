@@ -54,7 +54,6 @@ PRESETS = {"smoke": dict(digits=20, ancestral=10, generated=20, sweep=10, known=
 
 def arguments():
     parser = parser_for(__doc__, "guided", trains=False)
-    parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"])
     parser.add_argument("--model", type=Path, help="weights of a class-conditional UNet instead of the package's own")
     parser.add_argument("--classifier", type=Path, help="weights of a classifier instead of the package's own")
     parser.add_argument("--guidance", type=float, default=3.0, help="scale s of the guidance by the true label")

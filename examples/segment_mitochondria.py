@@ -44,8 +44,7 @@ PRESETS = {"smoke": dict(steps=6, batch_size=2, channels=[8, 16], patch=64),
 
 
 def arguments():
-    parser = parser_for(__doc__, "mitochondria")
-    parser.add_argument("--data", default="sstem", choices=["sstem", "lucchi", "synthetic"])
+    parser = parser_for(__doc__, "mitochondria", data=("sstem", "lucchi", "synthetic"))
     parser.add_argument("--images", type=Path, metavar="DIR", help="your own micrographs instead")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="their labels: files of the same names")
     parser.add_argument("--predict", type=Path, metavar="FILE", help="only segment this micrograph")
@@ -53,10 +52,7 @@ def arguments():
                         help="for --predict; default: model.safetensors in --out, or else the one that comes along")
     parser.add_argument("--tta", action=argparse.BooleanOptionalAction, default=True,
                         help="average the predictions for the picture turned and mirrored in 8 ways")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--channels", type=int, nargs="+", help="for each resolution")
     parser.add_argument("--patch", type=int, help="side in pixels of what the network trains on")
     args = parse(parser, PRESETS)
     halved = FOLD * 2 ** (len(args.channels) - 1)

@@ -27,11 +27,7 @@ PRESETS = {"smoke": dict(steps=20, batch_size=32, channels=[8, 16], test=200),
 
 def arguments():
     parser = parser_for(__doc__, "classifier")
-    parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"])
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--channels", type=int, nargs="+", help="for each resolution")
     parser.add_argument("--test", type=int, help="number of test digits")
     return parse(parser, PRESETS)
 

@@ -31,13 +31,9 @@ PRESETS = {"smoke": dict(steps=9, batch_size=8, channels=[8, 16, 32]),
 
 def arguments():
     parser = parser_for(__doc__, "diffusion")
-    parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"])
     parser.add_argument("--evaluate", action="store_true", help="only print the shipped network's loss on the test set")
-    parser.add_argument("--steps", type=int, help="training steps in all")
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate: warm-up, then a cosine down to 0")
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
-    parser.add_argument("--channels", type=int, nargs="+", help="for each resolution")
     parser.add_argument("--blocks", type=int, default=1, help="residual blocks for each resolution")
     return parse(parser, PRESETS)
 

@@ -31,11 +31,7 @@ PRESETS = {"smoke": dict(steps=20, batch_size=16, channels=[8, 16], test=200, pi
 
 def arguments():
     parser = parser_for(__doc__, "noise_level")
-    parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"])
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--channels", type=int, nargs="+", help="for each resolution")
     parser.add_argument("--test", type=int, help="number of test digits whose level is estimated")
     parser.add_argument("--pictures", type=int, help="number of test digits denoised at each level")
     parser.add_argument("--grid", type=int, help="levels along each side of the map of wrong levels")

@@ -45,13 +45,9 @@ LEVELS = (0, 25, 50, 100, 150, 200, 300, 400, 500, 600)  # t of the noise
 
 def arguments():
     parser = parser_for(__doc__, "vae")
-    parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"])
     parser.add_argument("--latent", type=int, default=20, help="size of the code")
     parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL divergence")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--channels", type=int, nargs="+", help="for each resolution, from 16×16 downwards")
     parser.add_argument("--test", type=int, help="number of test digits")
     parser.add_argument("--noisy", type=int, help="number of test digits that are made noisy")
     args = parse(parser, PRESETS)

@@ -2,10 +2,9 @@
 
 from .. import functional as F
 from .. import nn
+from .unet import GROUPS, check_channels
 
 __all__ = ["Classifier"]
-
-GROUPS = 8  # of channels, in every group norm
 
 
 class Classifier(nn.Module):
@@ -25,8 +24,7 @@ class Classifier(nn.Module):
         channels = tuple(channels)
         self.config = dict(num_classes=num_classes, in_channels=in_channels, channels=channels, dropout=dropout)
         self.num_classes = num_classes
-        if not channels or any(c % GROUPS for c in channels):
-            raise ValueError(f"Classifier: channels must be multiples of {GROUPS}, got {channels}")
+        check_channels("Classifier", channels)
         inputs = (in_channels, *channels[:-1])
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1)
                                    for i, o in zip(inputs, channels) for a, b in ((i, o), (o, o)))

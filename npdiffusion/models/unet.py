@@ -15,6 +15,12 @@ GROUPS = 8  # of channels, in every group norm
 HEAD = 32  # channels of one attention head
 
 
+def check_channels(network, channels):
+    """ValueError unless the channels can be normalised in groups."""
+    if not channels or any(c % GROUPS for c in channels):
+        raise ValueError(f"{network}: channels must be multiples of {GROUPS}, got {channels}")
+
+
 def timestep_embedding(t, dim, max_period=10000.0):
     """Sinusoids of the time step: cos(t·ω_i), then sin(t·ω_i), with ω_i = max_period^(−i/(dim/2)).
 
@@ -112,8 +118,7 @@ class UNet(nn.Module):
         channels, attention = tuple(channels), tuple(attention)
         self.config = dict(in_channels=in_channels, out_channels=out_channels, channels=channels, blocks=blocks,
                            attention=attention, time=time, num_classes=num_classes, dropout=dropout)
-        if not channels or any(c % GROUPS for c in channels):
-            raise ValueError(f"UNet: channels must be multiples of {GROUPS}, got {channels}")
+        check_channels("UNet", channels)
         if any(not 0 <= i < len(channels) or channels[i] % HEAD for i in attention):
             raise ValueError(f"UNet: attention lists levels 0 to {len(channels) - 1} whose channels divide by {HEAD}, "
                              f"got {attention} with channels {channels}")

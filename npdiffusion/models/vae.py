@@ -6,7 +6,7 @@ from .. import functional as F
 from .. import nn
 from ..backend import beside, default_generator
 from ..tensor import Tensor, no_grad
-from .unet import GROUPS, ResBlock
+from .unet import GROUPS, ResBlock, check_channels
 
 __all__ = ["VAE", "bernoulli_nll", "gaussian_kl", "vae_loss"]
 
@@ -58,8 +58,7 @@ class VAE(nn.Module):
         self.config = dict(latent=latent, channels=channels, hidden=hidden, in_channels=in_channels, size=size)
         if latent < 1 or hidden < 1:
             raise ValueError(f"VAE: latent and hidden must be at least 1, got {latent} and {hidden}")
-        if not channels or any(c % GROUPS for c in channels):
-            raise ValueError(f"VAE: channels must be multiples of {GROUPS}, got {channels}")
+        check_channels("VAE", channels)
         if size % 2 ** len(channels):
             raise ValueError(f"VAE with {len(channels)} halvings expects a size that divides by {2 ** len(channels)}, "
                              f"got {size}")

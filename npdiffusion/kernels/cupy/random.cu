@@ -21,7 +21,9 @@ static __device__ __forceinline__ void philox(const unsigned long long *state, l
 // Numbers u in [0, 1), evenly spaced by 2^-24 (float: four from the words) or 2^-53 (double: two).
 const int NUMBERS = 16 / sizeof(real);
 
-static __device__ __forceinline__ void uniform(const unsigned word[4], real u[NUMBERS]) {
+static __device__ __forceinline__ void uniform(const unsigned long long *state, long long i, real u[NUMBERS]) {
+    unsigned word[4];
+    philox(state, i, word);
     for (int k = 0; k < NUMBERS; k++)
         u[k] = sizeof(real) == 4 ? (real)((word[k] >> 8) * (1.0f / (1 << 24)))
                                  : (real)(((word[2 * k % 4] >> 5) * 67108864.0 + (word[(2 * k + 1) % 4] >> 6))
@@ -31,10 +33,8 @@ static __device__ __forceinline__ void uniform(const unsigned word[4], real u[NU
 // Thread i writes NUMBERS neighbouring elements, from out[i * NUMBERS].
 extern "C" __global__ void draw_uniform(const unsigned long long *state, real *out, long long size) {
     const long long i = blockIdx.x * 256ll + threadIdx.x;
-    unsigned word[4];
     real u[NUMBERS];
-    philox(state, i, word);
-    uniform(word, u);
+    uniform(state, i, u);
     for (int k = 0; k < NUMBERS; k++)
         if (i * NUMBERS + k < size) out[i * NUMBERS + k] = u[k];
 }
@@ -42,10 +42,8 @@ extern "C" __global__ void draw_uniform(const unsigned long long *state, real *o
 // Box & Muller 1958: r cos(angle) and r sin(angle) are two independent normal numbers.
 extern "C" __global__ void draw_normal(const unsigned long long *state, real *out, long long size) {
     const long long i = blockIdx.x * 256ll + threadIdx.x;
-    unsigned word[4];
     real u[NUMBERS];
-    philox(state, i, word);
-    uniform(word, u);
+    uniform(state, i, u);
     for (int k = 0; k < NUMBERS; k += 2) {
         const real r = sqrt(-2 * log(1 - u[k])), angle = (real)6.283185307179586 * u[k + 1];
         const long long at = i * NUMBERS + k;
