@@ -5,6 +5,7 @@ kernels (``kernels``): NumPy's on "cpu", CuPy's on "cuda". This module alone imp
 """
 
 import sys
+from functools import cache
 
 import numpy as np
 
@@ -47,12 +48,19 @@ def cuda_is_available():
 def array_module(*arrays):
     """The library whose functions take these arrays: cupy if one of them is on a GPU, else numpy."""
     for array in arrays:
-        if not isinstance(array, (np.ndarray, np.generic)):
-            if type(array).__module__.partition(".")[0] == "cupy":  # asked without importing it
-                return sys.modules["cupy"]
-            raise TypeError(f"expected a NumPy array (or a CuPy one), got {type(array).__name__}; "
-                            "wrap it: numpy.asarray(...)")
+        if (library := _library(type(array))) is not np:
+            return library
     return np
+
+
+@cache
+def _library(kind):
+    """The library that has this type of arrays. (An op asks many times, and on a GPU the CPU's time counts.)"""
+    if issubclass(kind, (np.ndarray, np.generic)):
+        return np
+    if kind.__module__.partition(".")[0] == "cupy":  # asked without importing it
+        return sys.modules["cupy"]
+    raise TypeError(f"expected a NumPy array (or a CuPy one), got {kind.__name__}; wrap it: numpy.asarray(...)")
 
 
 def kernels(*arrays):

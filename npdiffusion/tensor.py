@@ -183,7 +183,7 @@ class Tensor:
                      if edge is not None and g is not None]
             for i, (edge, g) in enumerate(given):
                 others = [arriving, *(other for j, (_, other) in enumerate(given) if j != i)]
-                owned = writeable(g) and not any(_may_share_memory(g, other) for other in others)
+                owned = writeable(g) and all(_memory(g) is not _memory(other) for other in others)
                 if isinstance(edge, Tensor):
                     _add_to_leaf(edge, g, owned)
                 elif edge not in grads:
@@ -230,12 +230,14 @@ def _fitted(g, edge, node):
             raise RuntimeError(f"the backward of {node.name} made a gradient of shape {g.shape} "
                                f"for an input of shape {edge.shape}")
         g = g.sum(tuple(range(added)) + stretched, keepdims=True).reshape(edge.shape)
-    return array_module(g).asarray(g, dtype=edge.dtype)
+    return g if g.dtype == edge.dtype else g.astype(edge.dtype)
 
 
-def _may_share_memory(a, b):
-    xp = array_module(a)
-    return xp is array_module(b) and xp.may_share_memory(a, b)
+def _memory(array):
+    """What owns the array's memory: arrays with different owners share none."""
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array
 
 
 def _add_to_leaf(leaf, g, owned):

@@ -119,10 +119,10 @@ class Kernels:
     def _value(self, where, type, size, arg):
         """A scalar or a struct, as an array that holds its bytes."""
         expected = self.types.get(type)
-        if expected is None:  # a struct: a structured NumPy array of no axes, as CuPy wants it
-            if not isinstance(arg, np.ndarray) or arg.ndim or arg.dtype.names is None or arg.nbytes != size:
-                raise TypeError(f"{where}: expected a structured array () of {size} bytes, got {arg!r}")
-            return arg
+        if expected is None:  # a struct
+            if not isinstance(arg, np.void) or arg.dtype.names is None or arg.nbytes != size:
+                raise TypeError(f"{where}: expected a scalar of a structured dtype of {size} bytes, got {arg!r}")
+            return np.array(arg)
         dtype = {bool: "?", int: "i8", float: "f8"}.get(arg.__class__) or getattr(arg, "dtype", None)
         if isinstance(arg, np.ndarray) or dtype != np.dtype(expected):
             raise TypeError(f"{where}: got {arg!r} ({arg.__class__.__name__})")

@@ -455,12 +455,16 @@ def test_numbers_that_change_may_lie_on_the_gpu(cupy):
 # Diffusion
 
 
-SAMPLERS = [DDPMScheduler(num_train_timesteps=5), DDPMScheduler(5, prediction_type="v_prediction",
-                                                                 variance_type="fixed_large", clip_sample=False),
-            DDIMScheduler(5), DDIMScheduler(5, eta=0.5, prediction_type="sample", set_alpha_to_one=False)]
+@pytest.fixture(params=[
+    (DDPMScheduler, {}), (DDIMScheduler, {}),
+    (DDPMScheduler, {"prediction_type": "v_prediction", "variance_type": "fixed_large", "clip_sample": False}),
+    (DDIMScheduler, {"eta": 0.5, "prediction_type": "sample", "set_alpha_to_one": False})],
+    ids=lambda x: f"{x[0].__name__}-{x[1].get('prediction_type', 'epsilon')}")
+def scheduler(request):
+    kind, options = request.param
+    return kind(5, **options)
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.prediction_type}")
 def test_generate(cupy, scheduler):
     """The CPU's generator gives all devices the same noise; guided."""
     results = []
@@ -475,7 +479,6 @@ def test_generate(cupy, scheduler):
         close(b, a, 1e-9)
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS[::2], ids=lambda s: type(s).__name__)
 def test_sampling_waits_for_nothing_and_copies_nothing(cupy, scheduler):
     model = small_unet().to("cuda")
     labels = to_device(np.array([0, 1]), "cuda")
@@ -519,7 +522,6 @@ def test_waiting_does_not_grow_with_the_steps(cupy):
     assert waits[0] == waits[1] <= 3  # whether the input is finite, before the first step
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.prediction_type}")
 def test_scheduler_steps(cupy, scheduler):
     rng, results = np.random.default_rng(0), []
     arrays = [rng.standard_normal((3, 1, 4, 4)) for _ in range(3)]

@@ -37,7 +37,7 @@ def launch(kernel, grid, block, args, shared_mem=0):
     """Run a kernel on the current stream, unless there is nothing to do.
 
     Each argument has the parameter's C type: NumPy scalars (a Python int is a long long, a float a double), arrays for
-    pointers, structured NumPy arrays () for structs. Nothing waits for the kernel.
+    pointers, scalars of a structured dtype for structs. Nothing waits for the kernel.
     """
     if 0 not in grid:
         kernel(grid, block, args, shared_mem=shared_mem)
@@ -50,5 +50,5 @@ def ceil_div(a, b):
 
 @lru_cache(1024)
 def struct(dtype, *values):
-    """A C struct to pass by value, as CuPy wants it: a structured array ()."""
-    return np.array(values, dtype)
+    """A C struct to pass by value: a NumPy scalar of a structured dtype (CuPy takes an array () too, but slowly)."""
+    return np.array(values, dtype)[()]

@@ -29,7 +29,7 @@ def adam(w, g, m, v, lr, beta1, beta2, eps, weight_decay, decoupled, steps, chan
     factor: array (1,) or () to multiply g by, such as ``clip_norm`` gives.
     """
     numbers = lr, 1 - beta1**steps, 1 - beta2**steps, beta1, beta2, eps, weight_decay, decoupled
-    _launch("adam", w, (w, g, m, v, w.size, np.array(numbers, ADAM), changing, factor))
+    _launch("adam", w, (w, g, m, v, w.size, np.array(numbers, ADAM)[()], changing, factor))
 
 
 def adam_advance(changing, steps, lr, beta1, beta2):
@@ -68,5 +68,5 @@ def gather(arrays, out):
         table["offsets"][1:len(some) + 1] = np.cumsum([a.size for a in some])
         end = start + int(table["offsets"][len(some)])
         blocks = min(32, ceil_div(max(a.size for a in some), 256))
-        launch(kernel("gather", "optim", out.dtype), (blocks, len(some)), (256,), (table, out[start:end]))
+        launch(kernel("gather", "optim", out.dtype), (blocks, len(some)), (256,), (table[()], out[start:end]))
         start = end
