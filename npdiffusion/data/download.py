@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from ..files import atomic_write
 
-__all__ = ["DataNotFoundError", "cache_dir", "data_dirs", "fetch"]
+__all__ = ["DataNotFoundError", "cache_dir", "data_dirs", "fetch", "find"]
 
 TIMEOUT = 15  # seconds without a byte before a mirror is given up
 
@@ -39,6 +40,32 @@ def data_dirs(root=None):
         return [Path(root).expanduser()]
     own = os.environ.get("NPDIFFUSION_DATA")
     return [Path(own).expanduser(), cache_dir()] if own else [cache_dir()]
+
+
+def find(what, places, read, download, advice):
+    """``read(place)`` of the first place (a path) that is there and good, else what ``download()`` returns.
+
+    what: the data, as messages call it. download: None if that is not wanted. advice: what a user can do.
+
+    Raises DataNotFoundError, with everything that went wrong.
+    """
+    problems = []
+    for place in places:
+        if place.exists():
+            try:
+                return read(place)
+            except (OSError, ValueError) as error:
+                problems.append(f"{place}: {error}")
+                warnings.warn(f"{place} is not used: {error}", stacklevel=3)
+    if download:
+        try:
+            return download()
+        except OSError as error:
+            problems += str(error).splitlines()
+    raise DataNotFoundError(
+        f"{what} not found in {' or '.join(dict.fromkeys(str(place.parent) for place in places))}"
+        f"{', and could not be downloaded' if download else ''}. {advice}, or use drawn pictures: --data synthetic."
+        + "".join(f"\n  {line}" for line in problems))
 
 
 def fetch(urls, path, check):

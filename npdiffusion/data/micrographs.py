@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import warnings
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from .download import DataNotFoundError, data_dirs, fetch
+from .download import DataNotFoundError, data_dirs, fetch, find
 
 __all__ = ["Lucchi", "Micrographs", "SSTEM", "SyntheticMicrographs", "load_micrographs", "load_pairs",
            "read_micrograph"]
@@ -76,26 +75,11 @@ class SSTEM(Micrographs):
 
     def __init__(self, root=None, download=True):
         directories = [directory / SSTEM_NAME for directory in data_dirs(root)]
-        problems = []
-        for directory in directories:
-            if (directory / "stack1").is_dir():
-                try:
-                    return super().__init__(*_sstem_sections(directory))
-                except (OSError, ValueError) as error:
-                    problems.append(f"{directory}: {error}")
-                    warnings.warn(f"{directory} is not used: {error}", stacklevel=2)
-        if download and directories[-1].exists():
-            problems.append(f"{directories[-1]} is in the way of a download: move it")
-        elif download:
-            try:
-                return super().__init__(*_sstem_download(directories[-1]))
-            except OSError as error:
-                problems += str(error).splitlines()
-        raise DataNotFoundError(
-            f"the ssTEM sections are not in {' or '.join(map(str, directories))}"
-            f"{' and could not be downloaded' if download else ''}. Unpack {SSTEM_URL} so that there is "
-            f"{directories[0] / 'stack1'}, or set NPDIFFUSION_DATA to a directory that has {SSTEM_NAME} in it, "
-            "or use drawn micrographs instead: --data synthetic." + "".join(f"\n  {line}" for line in problems))
+        super().__init__(*find(
+            "the ssTEM sections", [directory / "stack1" for directory in directories],
+            lambda stack: _sstem_sections(stack.parent), download and (lambda: _sstem_download(directories[-1])),
+            f"Unpack {SSTEM_URL} so that there is {directories[0] / 'stack1'}, or set NPDIFFUSION_DATA to a directory "
+            f"that has {SSTEM_NAME} in it"))
 
 
 def _sstem_sections(directory):
@@ -119,6 +103,8 @@ def _sstem_sections(directory):
 
 def _sstem_download(directory):
     """Fetch the archive, unpack what is needed beside ``directory``, verify it, and only then move it there."""
+    if directory.exists():
+        raise FileExistsError(f"{directory} is in the way of a download: move it")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=directory.parent) as temporary:
         parts = fetch([SSTEM_URL], Path(temporary) / "master.zip", _unzip)
@@ -172,30 +158,16 @@ class Lucchi(Micrographs):
 
 def _lucchi_stack(name, convert, root, download):
     """One of the four files as an array (165, 768, 1024)."""
-    def stack(source):
-        frames = np.stack(_read(source, convert))
+    def stack(data):
+        frames = np.stack(_read(io.BytesIO(data), convert))
         if frames.shape != LUCCHI_SHAPE:
             raise ValueError(f"expected (sections, height, width) = {LUCCHI_SHAPE}, got {frames.shape}")
         return frames
 
     paths = [directory / "lucchi" / f"{name}.tif" for directory in data_dirs(root)]
-    problems = []
-    for path in paths:
-        if path.is_file():
-            try:
-                return stack(path)
-            except (OSError, ValueError) as error:
-                problems.append(f"{path}: {error}")
-                warnings.warn(f"{path} is not used: {error}", stacklevel=3)
-    if download:
-        try:
-            return fetch([LUCCHI_URL + path.name], paths[-1], lambda data: stack(io.BytesIO(data)))
-        except OSError as error:
-            problems += str(error).splitlines()
-    raise DataNotFoundError(
-        f"EPFL's {name}.tif is not in {' or '.join(str(path.parent) for path in paths)}"
-        f"{' and could not be downloaded' if download else ''}. Put it (from {LUCCHI_URL}) there, or use drawn "
-        "micrographs instead: --data synthetic." + "".join(f"\n  {line}" for line in problems))
+    return find(f"EPFL's {name}.tif", paths, lambda path: stack(path.read_bytes()),
+                download and (lambda: fetch([LUCCHI_URL + paths[-1].name], paths[-1], stack)),
+                f"Put it (from {LUCCHI_URL}) there")
 
 
 def load_micrographs(name):

@@ -2,12 +2,11 @@
 
 import gzip
 import hashlib
-import warnings
 import zlib
 
 import numpy as np
 
-from .download import DataNotFoundError, data_dirs, fetch
+from .download import data_dirs, fetch, find
 
 __all__ = ["Dataset", "MNIST"]
 
@@ -81,28 +80,14 @@ def parse_idx(raw):
 
 def _find(name, root, download):
     """The verified raw bytes of one of the four files, from disk or else from a mirror."""
-    problems = []
     directories = [directory / "mnist" for directory in data_dirs(root)]
-    for directory in directories:
-        for path in (directory / name, directory / f"{name}.gz"):
-            if path.is_file():
-                try:
-                    return _verify(path.read_bytes(), name)
-                except (OSError, ValueError) as error:
-                    problems.append(f"{path}: {error}")
-                    warnings.warn(f"{path} is not used: {error}", stacklevel=3)
-    if download:
-        urls = [mirror + name + ".gz" for mirror in MIRRORS]
-        try:
-            return fetch(urls, directories[-1] / f"{name}.gz", lambda data: _verify(data, name))
-        except OSError as error:
-            problems += str(error).splitlines()
-    wanted = ", ".join(f"{file}.gz" for file in SHA256)
-    raise DataNotFoundError(
-        f"MNIST's {name} is not in {' or '.join(map(str, directories))}"
-        f"{' and could not be downloaded' if download else ''}. Put {wanted} (from {MIRRORS[0]}) into "
-        f"{directories[0]}, or set NPDIFFUSION_DATA to a directory that has them in its subdirectory mnist, "
-        "or use drawn digits instead: --data synthetic." + "".join(f"\n  {line}" for line in problems))
+    urls, wanted = [mirror + name + ".gz" for mirror in MIRRORS], ", ".join(f"{file}.gz" for file in SHA256)
+    return find(
+        f"MNIST's {name}", [directory / file for directory in directories for file in (name, f"{name}.gz")],
+        lambda path: _verify(path.read_bytes(), name),
+        download and (lambda: fetch(urls, directories[-1] / f"{name}.gz", lambda data: _verify(data, name))),
+        f"Put {wanted} (from {MIRRORS[0]}) into {directories[0]}, or set NPDIFFUSION_DATA to a directory that has them "
+        "in its subdirectory mnist")
 
 
 def _verify(data, name):
