@@ -8,7 +8,7 @@ from cuda_on_cpu import KERNEL
 from npdiffusion.kernels.cupy import build, conv
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="cupy is not installed")
-SOURCES = {path.stem: path.read_text() for path in Path(build.__file__).parent.glob("*.cu")}
+SOURCES = {path.stem: build.source(path.stem) for path in Path(build.__file__).parent.glob("*.cu")}
 VARIANTS = [(family, real, {}) for family in SOURCES if family != "conv" for real in ("float", "double")]
 VARIANTS += [("conv", real, {"TF32": tf32, "WARPS_DOWN": down, "WARPS_ACROSS": across})
              for real, tf32 in (("float", 0), ("float", 1), ("double", 0)) for down, across in sorted(conv.WARPS)]

@@ -11,15 +11,15 @@ import numpy as np
 
 from ...backend import cupy, tf32_allowed
 from .build import ceil_div, kernel, launch, struct
-from .elementwise import sum_parts
+from .elementwise import channel_sums, sum_parts
 from .layout import channels_last, to_nchw
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
 
 CONV = np.dtype([*((name, "i4") for name in ("samples", "groups", "channels", "out_channels")), *(
     (name, "i4", 2) for name in ("size", "out_size", "kernel", "stride", "corner", "dilation"))])  # struct Conv
-WARPS = {(2, 2), (4, 1), (1, 4)}  # of a block of conv.cu, down and across: each computes 32 x 32 results
-DEPTH = 16  # of conv.cu
+WARPS = {(2, 2), (4, 1), (1, 4)}  # of a block of tile.cuh, down and across: each computes 32 x 32 results
+DEPTH = 16  # of tile.cuh
 PIXELS = 2**31 - 2**10  # that an int can count, and a tile beyond
 BLOCKS = 512  # that sum a weight gradient, about: enough to keep a GPU busy
 
@@ -31,11 +31,17 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
     return forward(x, weight, bias, size, stride, padding, dilation, groups)
 
 
-def conv2d_backward(g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True):
-    """Gradients dx and dweight of <g, conv2d(x, weight)>; None for the one that is not needed."""
-    settings = stride, padding, dilation, groups
+def conv2d_backward(
+    g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
+):
+    """Gradients dx, dweight and dbias of <g, conv2d(x, weight, bias)>; None for those that are not needed."""
+    settings, dweight, dbias = (stride, padding, dilation, groups), None, None
     dx = input_gradient(g, weight, None, x.shape[2:], *settings) if need_input else None
-    return dx, weight_gradient(g, x, weight.shape, *settings) if need_weight else None
+    if need_weight:
+        dweight, dbias = weight_gradient(g, x, weight.shape, *settings)  # the second costs nothing
+    elif need_bias:
+        dbias = channel_sums(g)
+    return dx, dweight, dbias if need_bias else None
 
 
 def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation, groups):
@@ -46,12 +52,13 @@ def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation,
 
 
 def conv_transpose2d_backward(
-    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True
+    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
 ):
-    """Gradients of <g, conv_transpose2d(x, weight)> = <conv2d(g, weight), x>."""
+    """Gradients of <g, conv_transpose2d(x, weight, bias)>, without bias <conv2d(g, weight), x>."""
     settings = stride, padding, dilation, groups
     dx = forward(g, weight, None, x.shape[2:], *settings) if need_input else None
-    return dx, weight_gradient(x, g, weight.shape, *settings) if need_weight else None
+    dweight = weight_gradient(x, g, weight.shape, *settings)[0] if need_weight else None
+    return dx, dweight, channel_sums(g) if need_bias else None
 
 
 def forward(x, weight, bias, size, *settings):
@@ -79,7 +86,7 @@ def input_gradient(g, weight, bias, size, stride, padding, dilation, groups):
 
 
 def weight_gradient(g, x, shape, *settings):
-    """dweight, of this shape, summed in slices of the pixels, a whole tile of 16 of them or more."""
+    """dweight, of this shape, and the sums of g's channels, each in slices of the pixels, which are then added."""
     g, x = channels_last(g), channels_last(x)
     out_channels, c, *kernel = shape
     conv, groups = _conv(x.shape, g.shape, (out_channels, *kernel, c), *settings), settings[-1]
@@ -87,9 +94,10 @@ def weight_gradient(g, x, shape, *settings):
     down, across = (1, 4) if rows <= 32 else (2, 2)
     tiles = ceil_div(rows, 32 * down) * ceil_div(terms, 32 * across)
     slices = max(1, min(BLOCKS // (tiles * groups), g.size // out_channels // (8 * DEPTH)))
-    parts = cupy().empty((slices, out_channels, *kernel, c), g.dtype)
+    parts = cupy().empty((slices, out_channels * (terms + 1)), g.dtype)
     launch(_kernel("conv_weight_gradient", g, down, across), (tiles, slices, groups), (128,), (g, x, parts, conv))
-    return to_nchw(sum_parts(parts))
+    both = sum_parts(parts)
+    return to_nchw(both[:-out_channels].reshape(out_channels, *kernel, c)), both[-out_channels:]
 
 
 @lru_cache(1024)
