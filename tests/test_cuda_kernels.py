@@ -209,11 +209,12 @@ def test_softmax(data):
     d = Draw(data)
     shape = d.pick((5,), (3, 70), (4, 1), (2, 3, 33), (300, 2), (2, 5, 3, 4))
     axis = d.int(-len(shape), len(shape) - 1)
-    x = d.array(*shape, scale=3.0)
-    y = reference.softmax(x, axis)
-    assert_close(cuda.softmax(x, axis), y)
+    x, scale = d.array(*shape, scale=3.0), d.pick(1.0, 0.3, -2.0)
+    y = reference.softmax(x, axis, scale)
+    assert_close(cuda.softmax(x, axis, scale), y)
     g = d.array(*shape)
-    assert_close(cuda.softmax_backward(g, y, axis), reference.softmax_backward(g, y, axis))
+    expected = reference.softmax_backward(g, y, axis, scale)
+    assert_close(cuda.softmax_backward(g, y, axis, scale), expected)
 
 
 def test_softmax_of_infinities_and_nan():
