@@ -46,8 +46,11 @@ __device__ int window_of(const Pool &d, int axis, int at, int k) {
     return shifted >= 0 && window * d.stride[axis] == shifted && window < d.out_size[axis] ? window : -1;
 }
 
-__device__ bool inside(const Pool &d, int h, int w) {
-    return h >= 0 && h < d.size[0] && w >= 0 && w < d.size[1];
+// Of pixel (h, w) of an image; `outside` beyond its edges.
+__device__ Four pixel(const real *image, const Pool &d, int h, int w, const Place &place, real outside) {
+    const bool inside = h >= 0 && h < d.size[0] && w >= 0 && w < d.size[1];
+    return inside ? read(image + ((long long)h * d.size[1] + w) * d.channels + place.c, place.count)
+                  : Four{outside, outside, outside, outside};
 }
 
 #define MINUS_INFINITY (-1 / (real)0)
@@ -63,8 +66,7 @@ extern "C" __global__ void max_pool2d(const real *x, real *y, Pool d) {
         for (int a = 0; a < d.kernel[0]; a++)
             for (int b = 0; b < d.kernel[1]; b++) {
                 const int h = top + a * d.dilation[0], w = left + b * d.dilation[1];
-                if (!inside(d, h, w)) continue;
-                const Four four = read(x + n * in + ((long long)h * d.size[1] + w) * d.channels + place.c, place.count);
+                const Four four = pixel(x + n * in, d, h, w, place, MINUS_INFINITY);
                 for (int e = 0; e < 4; e++)  // NaN wins, and stays
                     if (four.v[e] > best.v[e] || four.v[e] != four.v[e]) best.v[e] = four.v[e];
             }
@@ -94,8 +96,7 @@ extern "C" __global__ void max_pool2d_backward(const real *g, const real *x, con
                 for (int tap = 0; tap < a * d.kernel[1] + b; tap++) {  // those before this one
                     const int h = place.row + (tap / d.kernel[1] - a) * d.dilation[0];
                     const int w = place.column + (tap % d.kernel[1] - b) * d.dilation[1];
-                    if (!inside(d, h, w)) continue;
-                    const Four four = read(image + ((long long)h * d.size[1] + w) * d.channels + place.c, place.count);
+                    const Four four = pixel(image, d, h, w, place, MINUS_INFINITY);
                     for (int e = 0; e < 4; e++) first[e] = first[e] && four.v[e] != mine.v[e];
                 }
                 for (int e = 0; e < 4; e++)
@@ -118,8 +119,7 @@ extern "C" __global__ void avg_pool2d(const real *x, const real *counts, real *y
         Four sum = {};
         for (int h = top; h < top + d.kernel[0]; h++)
             for (int w = left; w < left + d.kernel[1]; w++) {
-                if (!inside(d, h, w)) continue;
-                const Four four = read(x + n * in + ((long long)h * d.size[1] + w) * d.channels + place.c, place.count);
+                const Four four = pixel(x + n * in, d, h, w, place, 0);
                 for (int e = 0; e < 4; e++) sum.v[e] += four.v[e];
             }
         for (int e = 0; e < 4; e++) sum.v[e] /= count;

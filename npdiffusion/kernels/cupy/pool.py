@@ -19,7 +19,7 @@ def _pool(shape, out_size, kernel, stride, padding, dilation):
 
 
 def _launch(name, arrays, pool):
-    """A thread for four channels of each pixel of the last array, (N, H, W, C), whose first axis the grid's y goes over."""
+    """A thread for four channels of each pixel of the last array (N, H, W, C); blocks along y for its samples."""
     n, h, w, c = arrays[-1].shape
     grid = ceil_div(h * w * ceil_div(c, 4), 256), min(n, 65535)
     launch(kernel(name, "pool", arrays[0].dtype), grid, (256,), (*arrays, pool))

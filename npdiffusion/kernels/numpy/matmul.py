@@ -13,7 +13,7 @@ LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it br
 
 
 def matmul(a, b, bias=None):
-    """a @ b + bias by NumPy's rules, bias (columns of b,) or None. Split over the first axis of stacks, or rows of a."""
+    """a @ b + bias by NumPy's rules, split over the first axis of stacks, or the rows of a; bias (columns,) or None."""
     if bias is not None:
         y = matmul(a, b)
         y += bias
