@@ -59,9 +59,12 @@ def _product(a, b, bias):
     """a (..., n, k) @ b (..., k, m) + bias."""
     if bias is None and _interleaved(a.swapaxes(-1, -2)) and not _interleaved(b):
         return _product(b.swapaxes(-1, -2), a.swapaxes(-1, -2), None).swapaxes(-1, -2)
-    (n, k), m, stack = a.shape[-2:], b.shape[-1], np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    *stack, n, k = a.shape
+    *others, _, m = b.shape
+    if stack != others:
+        stack = np.broadcast_shapes(stack, others)
     if len(stack) > 2:
-        a, b = (cupy().broadcast_to(x, stack + x.shape[-2:]).reshape(math.prod(stack), *x.shape[-2:]) for x in (a, b))
+        a, b = (cupy().broadcast_to(x, (*stack, *x.shape[-2:])).reshape(math.prod(stack), *x.shape[-2:]) for x in (a, b))
         return _product(a, b, bias).reshape(*stack, n, m)
     outer, inner = (1, 1, *stack)[-2:]
     y = cupy().empty((outer, n, inner, m), a.dtype).swapaxes(1, 2) if _interleaved(b) else (
