@@ -64,7 +64,8 @@ def _product(a, b, bias):
     if stack != others:
         stack = np.broadcast_shapes(stack, others)
     if len(stack) > 2:
-        a, b = (cupy().broadcast_to(x, (*stack, *x.shape[-2:])).reshape(math.prod(stack), *x.shape[-2:]) for x in (a, b))
+        a, b = (cupy().broadcast_to(x, (*stack, *x.shape[-2:])) for x in (a, b))
+        a, b = (x.reshape(math.prod(stack), *x.shape[-2:]) for x in (a, b))
         return _product(a, b, bias).reshape(*stack, n, m)
     outer, inner = (1, 1, *stack)[-2:]
     y = cupy().empty((outer, n, inner, m), a.dtype).swapaxes(1, 2) if _interleaved(b) else (
