@@ -92,6 +92,9 @@ def to_device(array, device):
         xp.cuda.Device(int(number)).use()
     elif array_module(array) is not np:
         return array
+    if array_module(array) is np and xp.cuda.get_current_stream().is_capturing():  # CuPy would record the copy
+        raise RuntimeError(f"an array of the CPU, of shape {array.shape}, would be copied to the GPU only once; pass "
+                           "it as an argument, or move it there before")
     return array if device_of(array) == device else xp.asarray(array)
 
 

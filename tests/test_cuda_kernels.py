@@ -380,21 +380,18 @@ def test_adam_and_ema(data):
     parameter = Parameter(w.copy())
     expected = kind([parameter], lr=0.05, betas=(0.8, 0.95), weight_decay=decay)
     m, v, average, expected_average = np.zeros_like(w), np.zeros_like(w), w.copy(), w.copy()
-    changing, count, lr = np.zeros(3), np.zeros(1, "i8"), np.array([0.05])
     on_device = d.pick(True, False)
     for step in range(1, steps + 1):
         g = np.ascontiguousarray(d.array(size))
         parameter.grad = g.copy()
         expected.step()
-        numbers = 0.05, 0.8, 0.95, 1e-8, decay, decoupled, step
+        changing, factor = [0.05, 1 - 0.8**step, 1 - 0.95**step], None
         if on_device:
-            cuda.adam_advance(changing, count, lr, 0.8, 0.95)
-            numbers = 99.0, 0.8, 0.95, 1e-8, decay, decoupled, 99, changing, np.array([0.5], w.dtype)
-            g = 2 * g
-        cuda.adam(w, g, m, v, *numbers)
+            changing, factor, g = np.array(changing), np.array([0.5], w.dtype), 2 * g
+        cuda.adam(w, g, m, v, changing, 0.8, 0.95, 1e-8, decay, decoupled, factor)
         assert_close(w, parameter.data)
         expected_average += (1 - 0.9) * (w - expected_average)
-        cuda.ema(average, w, 0.1 if on_device else 0.9, np.array([0.9]) if on_device else None)
+        cuda.ema(average, w, np.array([0.9]) if on_device else 0.9)
         assert_close(average, expected_average)
 
 
