@@ -177,8 +177,10 @@ def default_generator(device="cpu"):
     """
     if device == "cpu":
         return _generator
+    if device == "cuda":
+        device = f"cuda:{cupy().cuda.Device().id}"  # the current one
     if device not in _device_generators:
         from .kernels.cupy.random import Generator
-        device = device_of(to_device(np.zeros(1), device))  # "cuda" is "cuda:0", or another if that is the current one
+        device = device_of(to_device(np.zeros(1), device))
         _device_generators.setdefault(device, Generator(_seed))
     return _device_generators[device]

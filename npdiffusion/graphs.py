@@ -59,7 +59,7 @@ class Captured:
         if key not in self._recordings:
             self._calls[key] += 1
             if self._calls[key] <= WARMUP:
-                return self._function(*args)
+                return _each(_copy, self._function(*args))
             self._recordings[key] = Recording(self._function, args)
         return self._recordings[key].replay(args)
 

@@ -58,7 +58,7 @@ def op(f):
     @functools.wraps(f)
     def call(*args, **kwargs):
         graph = Stream.current.graph
-        known = f.__name__, *(x.dtype for x in arrays_in([*args, *kwargs.values()]))
+        known = f.__name__, frozenset(x.dtype.name for x in arrays_in([*args, *kwargs.values()]))
         if graph is None:
             compiled.add(known)
         return graph.record(known, f, args, kwargs) if graph and not graph.busy else f(*args, **kwargs)
@@ -85,7 +85,7 @@ class Graph:
 
     def record(self, known, f, args, kwargs):
         if known not in compiled:
-            raise RuntimeError(f"{known[0]} of {known[1:]} would be compiled while capturing")
+            raise RuntimeError(f"{known[0]} of {', '.join(known[1])} would be compiled while capturing")
         for x in arrays_in([*args, *kwargs.values()]):
             root = x if x.base is None else x.base
             if id(root) not in self.before | self.new:
