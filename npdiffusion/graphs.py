@@ -45,14 +45,14 @@ class Captured:
 
     def __init__(self, function, model):
         self._function, self._model, self._parameters = function, model, list(model.parameters())
-        self._weights, self._calls, self._recordings = [], Counter(), {}
+        self._weights, self._calls, self._recordings = [None] * len(self._parameters), Counter(), {}
 
     def __getattr__(self, name):
         return getattr(self._function, name)
 
     def __call__(self, *args):
         weights = [p.data for p in self._parameters]
-        if not all(map(is_, weights, self._weights)) or not self._weights:  # recordings know where they were
+        if not all(map(is_, weights, self._weights)):  # recordings read them where they were
             self._weights, self._calls, self._recordings = weights, Counter(), {}
         args = _each(lambda a: to_device(a, "cuda"), args)
         key = self._model.training, tf32_allowed(), *map(_form, args)

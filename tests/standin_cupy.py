@@ -703,5 +703,5 @@ def names():
         "cuda.get_elapsed_time", "cuda.runtime.getDeviceCount", "cuda.runtime.getDeviceProperties",
         *(f"_core.{n}" for n in vars(module._core)),
         *(f"_core._routines_linalg.{n}" for n in vars(module._core._routines_linalg))}
-    return own | {f"ndarray.{n}" for n in vars(ndarray) if n not in ("_a", "_seen", "_view_or_copy", "_index",
-                                                                     "__module__", "__slots__", "__weakref__", "__doc__")}
+    return own | {f"ndarray.{n}" for n in vars(ndarray) if n not in (
+        "_a", "_seen", "_view_or_copy", "_index", "__module__", "__slots__", "__weakref__", "__doc__")}

@@ -636,15 +636,15 @@ def example(cupy, monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name, figure, channels", [("train_diffusion", "samples-000001.png", ["8", "32"]),
+@pytest.mark.parametrize("name, figure, channels", [("train_diffusion", "samples-000004.png", ["8", "32"]),
                                                      ("train_classifier", "mistakes.png", ["8"])])
 def test_trainings_on_the_gpu(example, name, figure, channels):
-    written = example(name, "--data", "synthetic", "--steps", "1", "--batch-size", "1", "--channels", *channels,
-                      digits=4)
+    written = example(name, "--data", "synthetic", "--steps", "4", "--graph", "--batch-size", "1", "--channels",
+                      *channels, digits=4)
     assert figure in written and "metrics.json" in written
 
 
-TINY = ["--data", "synthetic", "--steps", "1", "--batch-size", "1", "--channels", "8"]
+TINY = ["--data", "synthetic", "--steps", "4", "--graph", "--batch-size", "1", "--channels", "8"]
 
 
 def test_vae_on_the_gpu(example):

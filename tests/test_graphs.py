@@ -301,10 +301,10 @@ def test_the_stand_in_executes_when_it_launches():
 
 
 def test_the_stand_in_knows_freed_memory():
-    x = standin_cupy.module.asarray(np.arange(4.0))
-    graph, _, pool = capture(lambda: x[1:].fill(2))
+    held = [standin_cupy.module.asarray(np.arange(4.0))]
+    graph, _, pool = capture(lambda: held[0][1:].fill(2))
     graph.launch()
-    del x
+    held.clear()
     with pytest.raises(RuntimeError, match="memory was freed"):
         graph.launch()
 
