@@ -146,6 +146,7 @@ class Stream:
 
     def __exit__(self, *exc):
         Stream.current = self.before.pop()
+        assert not self.graph, "left while capturing"
 
     def begin_capture(self, mode=None):
         if self.null or self.graph:

@@ -15,6 +15,7 @@ from npdiffusion.backend import default_generator
 from npdiffusion.checkpoint import load_file
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
 from npdiffusion.graphs import Captured, captured
+from npdiffusion.models import VAE, Classifier, NoiseLevelNet, UNet
 from npdiffusion.training import Training
 
 
@@ -84,11 +85,11 @@ def test_a_captured_model_is_the_model(cupy):  # noqa: F811
     with_dropout = check()
     fast.eval()
     assert not model.training and not np.array_equal(check(), with_dropout)
-    for p in model.parameters():
-        p.data *= 1.5  # in place: the recording reads the new weights
-    changed = check()
-    model.to("cpu").to("cuda")  # the recording's weights are gone
-    assert np.array_equal(check(), changed)
+    for move in (lambda: None, lambda: model.to("cpu").to("cuda")):  # the second time the recording's weights are gone
+        move()
+        for p in model.parameters():
+            p.data *= 1.5  # in place: the recording reads the new weights
+        changed = check()
     npdiffusion.allow_tf32()
     try:
         assert not np.array_equal(check(), changed)
@@ -117,6 +118,35 @@ def test_what_cannot_be_recorded_is_said(cupy, wrong, said):  # noqa: F811
         run(x)
     assert host(x + 1).tolist() == [2, 3]  # the GPU goes on
     assert host(run(x)).tolist() == host(run(x)).tolist() == [2, 3]  # so does this
+
+
+NETWORKS = {"unet": network, "attention": small_unet, "segmenter": lambda: UNet(2, channels=(8, 8), time=False),
+            "classifier": lambda: Classifier(channels=(8, 8), dropout=0.2), "noise level": lambda: NoiseLevelNet(
+                channels=(4, 4), hidden=4), "vae": lambda: VAE(latent=3, channels=(8,), hidden=8, size=4)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_can_be_captured(cupy, name):  # noqa: F811
+    """Forward and backward."""
+    results = []
+    for capture in (False, True):
+        npdiffusion.manual_seed(0)
+        model = NETWORKS[name]().to("cuda")
+        levels = [np.array([1, 500]), np.array([2, 0])] if getattr(model, "time", False) else []
+
+        def gradients(x, *levels):
+            outputs = model(Tensor(x), *levels)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            model.zero_grad()
+            F.cat([(y * y).sum().reshape(1) for y in outputs]).sum().backward()
+            return [*outputs, *(p.grad for p in model.parameters())]
+
+        run = captured(gradients, model) if capture else gradients
+        for seed in range(4):
+            x = np.random.default_rng(seed).standard_normal((2, 2 if name == "segmenter" else 1, 4, 4))
+            arrays = run(*(to_device(a, "cuda") for a in (x.astype(np.float32), *levels)))
+        results.append([host(a) for a in arrays])
+    assert all(np.array_equal(a, b) and np.isfinite(a).all() for a, b in zip(*results, strict=True))
 
 
 def test_on_the_cpu_nothing_is_captured():
