@@ -190,16 +190,18 @@ def test_group_norm(data):
     groups, width = d.pick((1, 1), (2, 3), (8, 4), (2, 40), (1, 260))
     c, n, silu = groups * width, d.int(1, 3), d.pick(True, False)
     x = d.array(n, c, d.int(1, 9), d.int(2, 9), shift=d.pick(0.0, 2.0, 50.0))
-    weight, bias = d.array(d.pick(1, n), c), d.array(d.pick(1, n), c)
-    expected = reference.group_norm(x, groups, weight, bias, 1e-3, silu)
+    weight, bias, scale_shift = d.array(c), d.array(c), d.pick(None, d.array(n, 2 * c))
+    expected = reference.group_norm(x, groups, weight, bias, 1e-3, silu, scale_shift)
     far = 100 if d.dtype == "f4" and np.abs(x).max() > 40 else 1  # float32 loses digits in both
-    actual = cuda.group_norm(x, groups, weight, bias, 1e-3, silu)
+    actual = cuda.group_norm(x, groups, weight, bias, 1e-3, silu, scale_shift)
     for a, e in zip(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=far * TOLERANCE[d.dtype] * max(1, np.abs(e).max()))
     g = d.array(*x.shape)
-    args = g, x, *expected[1:], groups, weight, bias, silu
+    args = g, x, *expected[1:], groups, weight, bias, silu, scale_shift
     expected = reference.group_norm_backward(*args)
-    for a, e in zip(cuda.group_norm_backward(*args), expected, strict=True):
+    actual = cuda.group_norm_backward(*args)
+    assert (actual[3] is None) == (expected[3] is None) == (scale_shift is None)
+    for a, e in zip(actual[:3 + (scale_shift is not None)], expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=far * TOLERANCE[d.dtype] * max(1, np.abs(e).max()) * 5)
 
 

@@ -161,7 +161,18 @@ def wrong_group_mean(patch):
 
 @planted("group_norm_silu")
 def activation_left_out(patch):
-    change_settings(patch, "group_norm_backward", lambda *args: (*args[:-1], False))
+    change_settings(patch, "group_norm_backward", lambda *args: (*args[:-2], False, args[-1]))
+
+
+@planted("group_norm_silu")
+def scale_and_shift_exchanged(patch):
+    right = kernels.group_norm_backward
+
+    def wrong(*args):
+        *grads, conditions = right(*args)
+        return *grads, None if conditions is None else np.roll(conditions, conditions.shape[1] // 2, 1)
+
+    patch.setattr(kernels, "group_norm_backward", wrong)
 
 
 @planted("embedding")

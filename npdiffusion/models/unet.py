@@ -53,11 +53,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x, embedding=None):
         h = self.conv1(F.group_norm_silu(x, GROUPS, self.norm1.weight, self.norm1.bias))
-        weight, bias = self.norm2.weight, self.norm2.bias
-        if embedding is not None:  # (norm·weight + bias)·(1 + scale) + shift is again one weight and one bias
-            scale, shift = self.embedding(embedding).reshape(len(x), 2, -1).permute(1, 0, 2)  # each [n, c]
-            weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
-        h = self.conv2(self.dropout(F.group_norm_silu(h, GROUPS, weight, bias)))
+        scale_shift = None if embedding is None else self.embedding(embedding)  # [n, 2c]
+        h = F.group_norm_silu(h, GROUPS, self.norm2.weight, self.norm2.bias, scale_shift)
+        h = self.conv2(self.dropout(h))
         return self.skip(x) + h
 
 
