@@ -99,17 +99,16 @@ def machine(num_threads, chunk_bytes):
 
 
 def check_gradients(backward, g, x, weight, geometry, dx, dweight):
-    """Both gradients at once, and each alone."""
+    """All gradients at once, and that of the input and those of the parameters alone."""
     dtype = x.dtype.name
-    both = backward(g, x, weight, *geometry)
-    assert_close(both[0], dx, dtype)
-    assert_close(both[1], dweight, dtype, channels_last=False)
-    only_dx, none = backward(g, x, weight, *geometry, need_weight=False)
-    assert none is None
-    assert_close(only_dx, dx, dtype)
-    none, only_dweight = backward(g, x, weight, *geometry, need_input=False)
-    assert none is None
-    assert_close(only_dweight, dweight, dtype, channels_last=False)
+    for need_input, need_weight in ((True, True), (True, False), (False, True)):
+        grads = backward(g, x, weight, *geometry, need_input, need_weight)
+        assert [a is not None for a in grads] == [need_input, need_weight, need_weight]
+        if need_input:
+            assert_close(grads[0], dx, dtype)
+        if need_weight:
+            assert_close(grads[1], dweight, dtype, channels_last=False)
+            assert_close(grads[2], g.sum((0, 2, 3)), dtype, channels_last=False)
 
 
 def check_conv(x, weight, bias, rng, stride, padding, dilation, groups, layout="nhwc"):

@@ -334,12 +334,13 @@ def test_tf32_rounds_the_factors_only(channels, monkeypatch):
     x, weight, g = (rng.standard_normal(shape).astype("f4") for shape in ((2, c, 9, 9), (o, c, 3, 3), (2, o, 9, 9)))
 
     def run(kernels, x, weight, g):
-        return [kernels.conv2d(x, weight, None, *SAME), *kernels.conv2d_backward(g, x, weight, *SAME)]
+        return [kernels.conv2d(x, weight, None, *SAME), *kernels.conv2d_backward(g, x, weight, *SAME)[:2]]
 
     rounded = [to_tf32(a).astype("f8") for a in (x, weight, g)]
     for actual, expected, exact in zip(run(cuda, x, weight, g), run(reference, *rounded), run(reference, x, weight, g)):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
         assert np.abs(actual - exact).max() > 1e-5 * np.abs(exact).max()
+    assert_close(cuda.conv2d_backward(g, x, weight, *SAME)[2], g.sum((0, 2, 3)))  # has no factors
 
 
 def to_tf32(a):
@@ -365,6 +366,10 @@ def test_products_of_small_matrices(data):
     y = cuda.matmul(a, b)
     assert y.flags.c_contiguous
     assert_close(y, a @ b)
+    weight, bias, g, needs = d.array(m, k), d.pick(None, np.ascontiguousarray(d.array(m))), d.array(n, m), d.pick(
+        (True, True), (True, False), (False, True))
+    assert_close(cuda.linear(a, weight, bias), reference.linear(a, weight, bias))
+    assert_close(cuda.linear_backward(g, a, weight, *needs), reference.linear_backward(g, a, weight, *needs))
     stack = np.ascontiguousarray(d.array(2, 3, k))
     assert_close(cuda.matmul(stack, b), stack @ b)
 

@@ -101,8 +101,8 @@ def groups_out_of_order(patch):
     right = kernels.conv2d_backward
 
     def wrong(g, x, w, stride, padding, dilation, groups, *needs):
-        dx, dw = right(g, x, w, stride, padding, dilation, groups, *needs)
-        return dx, None if dw is None else np.roll(dw, len(dw) // groups, axis=0)
+        dx, dw, db = right(g, x, w, stride, padding, dilation, groups, *needs)
+        return dx, None if dw is None else np.roll(dw, len(dw) // groups, axis=0), db
 
     patch.setattr(kernels, "conv2d_backward", wrong)
 

@@ -47,16 +47,14 @@ def linear(input, weight, bias=None):
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear expects a bias of shape {weight.shape[:1]}, got {bias.shape}")
     x, w, shape = input.data.reshape(-1, input.shape[-1]), weight.data, input.shape
-    product = kernels(x).matmul
-    y = product(x, w.T)
-    if bias is not None:
-        y += bias.data
+    y = kernels(x).linear(x, w, None if bias is None else bias.data)
+    inputs = (input, weight) if bias is None else (input, weight, bias)
+    needs = input.requires_grad, any(p.requires_grad for p in inputs[1:])
 
     def backward(g):
-        g = g.reshape(-1, g.shape[-1])
-        return product(g, w).reshape(shape), product(g.T, x), g.sum(0)
+        dx, *others = kernels(g).linear_backward(g.reshape(-1, g.shape[-1]), x, w, *needs)
+        return None if dx is None else dx.reshape(shape), *others
 
-    inputs = (input, weight) if bias is None else (input, weight, bias)
     return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward)
 
 

@@ -7,6 +7,7 @@
 //     conv_forward          y[m][o]  = sum over k of x at (m, k)  weight[o][k]      m = (n, p, q), k = (i, j, c)
 //     conv_input_gradient   dx[m][c] = sum over k of dy at (m, k) weight at (k, c)  m = (n, h, w), k = (i, j, o)
 //     conv_weight_gradient  dw[o][k] = sum over m of dy[m][o]     x at (m, k)       m = (n, p, q), k = (i, j, c)
+//                           db[o]    = sum over m of dy[m][o], for the gradient of a bias
 //
 // Each is a product left * right' over `terms` (k, k and m). A block of 128 threads computes a tile of it, ROWS
 // lines of the left operand times COLUMNS lines of the right one, DEPTH terms at a time: while it multiplies those
@@ -173,14 +174,18 @@ struct TransposedWeights : AlongLines<COLUMNS> {
 struct PixelsAsTerms : AlongLines<ROWS> {
     const real *y;
     int first, lines, pitch, last;
+    real sums[COUNT];  // of all that the thread has fetched of line(s)
 
     __device__ PixelsAsTerms(const real *y, int first, int lines, int pitch, int last)
-        : y(y), first(first), lines(lines), pitch(pitch), last(last) {}
+        : y(y), first(first), lines(lines), pitch(pitch), last(last), sums() {}
 
-    __device__ void fetch(int m0, Four *out) const {
+    __device__ void fetch(int m0, Four *out) {
         for (int s = 0; s < COUNT; s++) {
             const int m = m0 + 4 * four(s), o = first + line(s);
-            for (int e = 0; e < 4; e++) out[s].v[e] = o < lines && m + e < last ? y[(long long)(m + e) * pitch + o] : 0;
+            for (int e = 0; e < 4; e++) {
+                out[s].v[e] = o < lines && m + e < last ? y[(long long)(m + e) * pitch + o] : 0;
+                sums[s] += out[s].v[e];
+            }
         }
     }
 };
@@ -397,7 +402,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
     }
 }
 
-// parts[slice]: dw summed over the slice's share of the pixels. Grid: (tiles, slices, groups).
+// parts[slice]: dw, then db, summed over the slice's share of the pixels. Grid: (tiles, slices, groups).
 extern "C" __global__ void __launch_bounds__(THREADS) conv_weight_gradient(
     const real *dy, const real *x, real *parts, Conv d) {
     __shared__ Shared shared;
@@ -416,10 +421,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_weight_gradient(
     Sums sums;
     multiply(left, right, first, last, shared, sums);
 
+    const int lines = d.groups * d.out_channels, line0 = group * d.out_channels;
+    real *dw = parts + (long long)blockIdx.y * lines * (terms + 1), *db = dw + (long long)lines * terms;
     for (int r = 0; r < Sums::DOWN; r++)
         for (int c = 0; c < Sums::ALONG; c++) {
             const int o = o0 + sums.row(r), k = k0 + sums.column(c);
-            const long long line = ((long long)blockIdx.y * d.groups + group) * d.out_channels + o;
-            if (o < d.out_channels && k < terms) parts[line * terms + k] = sums.at(r, c);
+            if (o < d.out_channels && k < terms) dw[(long long)(line0 + o) * terms + k] = sums.at(r, c);
         }
+    if (k0 > 0) return;
+    real *of_lines = (real *)&shared;  // four sums for each line, of the threads that fetched it
+    for (int s = 0; s < left.COUNT; s++) of_lines[4 * left.line(s) + left.four(s)] = left.sums[s];
+    __syncthreads();
+    const int line = threadIdx.x, o = o0 + line;
+    const real *four = of_lines + 4 * line;
+    if (line < ROWS && o < d.out_channels) db[line0 + o] = four[0] + four[1] + four[2] + four[3];
 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...backend import cupy, tf32_allowed
 from .build import ceil_div, kernel, launch, struct
-from .elementwise import sum_parts
+from .elementwise import channel_sums, sum_parts
 from .layout import channels_last, to_nchw
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
@@ -32,10 +32,10 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
 
 
 def conv2d_backward(g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True):
-    """Gradients dx and dweight of <g, conv2d(x, weight)>; None for the one that is not needed."""
-    settings = stride, padding, dilation, groups
+    """Gradients dx, dweight and dbias of <g, conv2d(x, weight) + bias>; None for those that are not needed."""
+    g, settings = to_nchw(channels_last(g)), (stride, padding, dilation, groups)
     dx = input_gradient(g, weight, None, x.shape[2:], *settings) if need_input else None
-    return dx, weight_gradient(g, x, weight.shape, *settings) if need_weight else None
+    return dx, *(weight_gradient(g, x, weight.shape, *settings) if need_weight else (None, None))
 
 
 def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation, groups):
@@ -48,10 +48,13 @@ def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation,
 def conv_transpose2d_backward(
     g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True
 ):
-    """Gradients of <g, conv_transpose2d(x, weight)> = <conv2d(g, weight), x>."""
-    settings = stride, padding, dilation, groups
+    """Gradients of <g, conv_transpose2d(x, weight) + bias>, where <g, conv_transpose2d(x, weight)> =
+    <conv2d(g, weight), x>."""
+    g, settings = to_nchw(channels_last(g)), (stride, padding, dilation, groups)
     dx = forward(g, weight, None, x.shape[2:], *settings) if need_input else None
-    return dx, weight_gradient(x, g, weight.shape, *settings) if need_weight else None
+    if not need_weight:
+        return dx, None, None
+    return dx, weight_gradient(x, g, weight.shape, *settings)[0], channel_sums(g)
 
 
 def forward(x, weight, bias, size, *settings):
@@ -79,7 +82,8 @@ def input_gradient(g, weight, bias, size, stride, padding, dilation, groups):
 
 
 def weight_gradient(g, x, shape, *settings):
-    """dweight, of this shape, summed in slices of the pixels, a whole tile of 16 of them or more."""
+    """dweight, of this shape, and the sums of g, which are dbias; in slices of the pixels, a whole tile of 16 of them or
+    more, that are summed afterwards."""
     g, x = channels_last(g), channels_last(x)
     out_channels, c, *kernel = shape
     conv, groups = _conv(x.shape, g.shape, (out_channels, *kernel, c), *settings), settings[-1]
@@ -87,9 +91,10 @@ def weight_gradient(g, x, shape, *settings):
     down, across = (1, 4) if rows <= 32 else (2, 2)
     tiles = ceil_div(rows, 32 * down) * ceil_div(terms, 32 * across)
     slices = max(1, min(BLOCKS // (tiles * groups), g.size // out_channels // (8 * DEPTH)))
-    parts = cupy().empty((slices, out_channels, *kernel, c), g.dtype)
+    parts = cupy().empty((slices, out_channels * (terms + 1)), g.dtype)
     launch(_kernel("conv_weight_gradient", g, down, across), (tiles, slices, groups), (128,), (g, x, parts, conv))
-    return to_nchw(sum_parts(parts))
+    sums, size = sum_parts(parts), out_channels * terms
+    return to_nchw(sums[:size].reshape(out_channels, *kernel, c)), sums[size:]
 
 
 @lru_cache(1024)

@@ -30,7 +30,7 @@ def _product(a, b):
     if b.T.flags.c_contiguous:
         y = forward(_images(a), _images(b.T), None, (1, 1), *SETTINGS)
     elif a.T.flags.c_contiguous:
-        y = weight_gradient(_images(a.T), _images(b), (a.shape[0], b.shape[1], 1, 1), *SETTINGS)
+        y = weight_gradient(_images(a.T), _images(b), (a.shape[0], b.shape[1], 1, 1), *SETTINGS)[0]
     else:
         y = input_gradient(_images(a), _images(b), None, (1, 1), *SETTINGS)
     return y[:, :, 0, 0]

@@ -8,13 +8,13 @@ Kernels accept any strides, split the batch over threads and work through it in 
 from .conv import conv2d, conv2d_backward, conv_transpose2d, conv_transpose2d_backward
 from .elementwise import add, cat, channel_sums
 from .index import add_at
-from .matmul import matmul
+from .matmul import linear, linear_backward, matmul
 from .norm import group_norm, group_norm_backward
 from .pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from .softmax import softmax, softmax_backward
 
 __all__ = [
     "add", "add_at", "avg_pool2d", "avg_pool2d_backward", "cat", "channel_sums", "conv2d", "conv2d_backward",
-    "conv_transpose2d", "conv_transpose2d_backward", "group_norm", "group_norm_backward", "matmul", "max_pool2d",
-    "max_pool2d_backward", "softmax", "softmax_backward",
+    "conv_transpose2d", "conv_transpose2d_backward", "group_norm", "group_norm_backward", "linear", "linear_backward",
+    "matmul", "max_pool2d", "max_pool2d_backward", "softmax", "softmax_backward",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...threads import one_blas_thread, parallel
 
-__all__ = ["matmul"]
+__all__ = ["linear", "linear_backward", "matmul"]
 
 LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it brings
 
@@ -26,3 +26,17 @@ def matmul(a, b):
 
     parallel(rows, len(a))
     return out
+
+
+def linear(x, weight, bias):
+    """x·Wᵀ + b: rows x (n, in), weight (out, in), bias (out,) or None -> (n, out)."""
+    y = matmul(x, weight.T)
+    if bias is not None:
+        y += bias
+    return y
+
+
+def linear_backward(g, x, weight, need_input=True, need_weight=True):
+    """Gradients dx, dweight and dbias of <g, linear(x, weight, bias)>; None for those that are not needed."""
+    dx = matmul(g, weight) if need_input else None
+    return (dx, matmul(g.T, x), g.sum(0)) if need_weight else (dx, None, None)
