@@ -306,7 +306,7 @@ def test_conv_transpose2d(data):
     padding = tuple((p, p) for p in (min(d.int(0, 2), (e * (k - 1)) // 2) for e, k in zip(dilation, weight.shape[2:])))
     extra = tuple(d.int(0, max(s, e) - 1) for s, e in zip(stride, dilation))
     settings = stride, padding, extra, dilation, groups
-    bias = d.pick(None, np.ascontiguousarray(d.array(weight.shape[1] * groups)))
+    bias = d.pick(None, d.array(weight.shape[1] * groups))
     y = reference.conv_transpose2d(x, weight, bias, *settings)
     assert_close(cuda.conv_transpose2d(x, weight, bias, *settings), y, images=[0])
     g = d.array(*y.shape)
@@ -366,7 +366,7 @@ def test_products_of_small_matrices(data):
     y = cuda.matmul(a, b)
     assert y.flags.c_contiguous
     assert_close(y, a @ b)
-    weight, bias, g, needs = d.array(m, k), d.pick(None, np.ascontiguousarray(d.array(m))), d.array(n, m), d.pick(
+    weight, bias, g, needs = d.array(m, k), d.pick(None, d.array(m)), d.array(n, m), d.pick(
         (True, True), (True, False), (False, True))
     assert_close(cuda.linear(a, weight, bias), reference.linear(a, weight, bias))
     assert_close(cuda.linear_backward(g, a, weight, *needs), reference.linear_backward(g, a, weight, *needs))

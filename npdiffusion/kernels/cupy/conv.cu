@@ -430,7 +430,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_weight_gradient(
         }
     if (k0 > 0) return;
     real *of_lines = (real *)&shared;  // four sums for each line, of the threads that fetched it
-    for (int s = 0; s < left.COUNT; s++) of_lines[4 * left.line(s) + left.four(s)] = left.sums[s];
+    for (int s = 0; s < PixelsAsTerms::COUNT; s++) of_lines[4 * left.line(s) + left.four(s)] = left.sums[s];
     __syncthreads();
     const int line = threadIdx.x, o = o0 + line;
     const real *four = of_lines + 4 * line;

@@ -12,7 +12,7 @@ import numpy as np
 from ...backend import cupy, tf32_allowed
 from .build import ceil_div, kernel, launch, struct
 from .elementwise import channel_sums, sum_parts
-from .layout import channels_last, to_nchw
+from .layout import channels_last, contiguous, to_nchw
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
 
@@ -59,7 +59,7 @@ def conv_transpose2d_backward(
 
 def forward(x, weight, bias, size, *settings):
     """Convolution of x, with y of this size; settings: stride, padding, dilation, groups."""
-    x, weight = channels_last(x), channels_last(weight)
+    x, weight, bias = channels_last(x), channels_last(weight), contiguous(bias)
     y = cupy().empty((len(x), *size, len(weight)), x.dtype)
     conv, groups = _conv(x.shape, y.shape, weight.shape, *settings), settings[-1]
     down, across = (4, 1) if len(weight) // groups <= 32 else (2, 2)
@@ -70,7 +70,7 @@ def forward(x, weight, bias, size, *settings):
 
 def input_gradient(g, weight, bias, size, stride, padding, dilation, groups):
     """dx, of this size, plus a bias."""
-    g, weight = channels_last(g), channels_last(weight)
+    g, weight, bias = channels_last(g), channels_last(weight), contiguous(bias)
     c, (sh, sw) = weight.shape[3], stride
     dx = cupy().empty((len(g), *size, c * groups), g.dtype)
     conv = _conv(dx.shape, g.shape, weight.shape, stride, padding, dilation, groups)

@@ -25,7 +25,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     x (N, C, H, W); weight, bias (C,); scale_shift (N, 2·C) or None. Returns y (N, C, H, W), μ and 1/√(σ² + eps),
     each (N, C).
     """
-    x, conditions = channels_last(x), _conditions(weight, bias, scale_shift)
+    x, conditions = channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
     xp = cupy()
     y, mean, rstd = xp.empty(x.shape, x.dtype), xp.empty((n, c), x.dtype), xp.empty((n, c), x.dtype)
@@ -35,7 +35,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
 
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
     """Gradients of ``group_norm`` from g (N, C, H, W): dx, dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None."""
-    g, x, conditions = channels_last(g), channels_last(x), _conditions(weight, bias, scale_shift)
+    g, x, conditions = channels_last(g), channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
     xp = cupy()
     dx, parts = xp.empty(x.shape, x.dtype), xp.empty((n, 2 * c), x.dtype)  # of dweight and dbias, for each sample
@@ -43,7 +43,3 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     _launch("group_norm_backward", (g, x, mean, rstd, *conditions, dx, parts, dscale_shift), x, groups, silu)
     sums = sum_parts(parts)
     return to_nchw(dx), sums[:c], sums[c:], dscale_shift
-
-
-def _conditions(weight, bias, scale_shift):
-    return contiguous(weight), contiguous(bias), None if scale_shift is None else contiguous(scale_shift)
