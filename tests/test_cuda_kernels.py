@@ -172,15 +172,39 @@ def test_bias_activation(data):
     d = Draw(data)
     activation, c = d.pick(None, "relu", "silu"), d.int(1, 5)
     x = d.array(2, c, 3, 4) if d.pick(True, False) else d.array(d.int(1, 300), c)
-    bias = d.pick(None, np.ascontiguousarray(d.array(c)))
+    bias = d.pick(None, d.array(c))
     f = {None: lambda z: z, "relu": lambda z: np.maximum(z, 0), "silu": lambda z: z / (1 + np.exp(-z))}[activation]
     z = x if bias is None else x + (bias if x.ndim == 2 else bias[:, None, None])
-    assert_close(cuda.bias_activation(x, bias, activation), f(z), images=[0] if x.ndim == 4 else [])
+    y = cuda.bias_activation(x, bias, activation)
+    assert_close(y, f(z), images=[0] if x.ndim == 4 else [])
+    assert_close(reference.bias_activation(x, bias, activation), y)
     g, step = d.array(*x.shape), 1e-6
     z = z.astype("f8")
     slope = (f(z + step) - f(z - step)) / (2 * step)
     dx = cuda.bias_activation_backward(g, x, bias, activation)
     np.testing.assert_allclose(dx, g * slope, rtol=0, atol=2e-5 if d.dtype == "f4" else 1e-8)
+    assert_close(reference.bias_activation_backward(g, x, bias, activation), dx)
+
+
+@SOME
+@given(st.data())
+def test_squared_error(data):
+    d = Draw(data)
+    shape = d.pick((), (1,), (5000,), (2, 3, 4, 5), (3, 70, 60))
+    x, y, g, scale = *(np.asarray(d.array(*s)) for s in (shape, shape, ())), d.pick(1.0, 0.01)
+    assert_close(cuda.squared_error(x, y, scale), reference.squared_error(x, y, scale))
+    dx = cuda.squared_error_backward(g, x, y, scale)
+    assert_close(dx, np.asarray(reference.squared_error_backward(g, x, y, scale)), images=[0] if len(shape) == 4 else [])
+
+
+@SOME
+@given(st.data())
+def test_timestep_embedding(data):
+    d = Draw(data)
+    n, dim = d.int(1, 5), 2 * d.int(1, 40)
+    t = d.rng.integers(0, 1024, n)
+    t = d.pick(t, t.astype("i4"), np.repeat(t, 2)[::2], np.broadcast_to(t[0], n))
+    assert_close(cuda.timestep_embedding(t, dim, 1e4, d.dtype), reference.timestep_embedding(t, dim, 1e4, d.dtype))
 
 
 @SOME

@@ -6,7 +6,10 @@ Sums are added in a fixed order, without atomics: the same bits every time. Noth
 """
 
 from .conv import conv2d, conv2d_backward, conv_transpose2d, conv_transpose2d_backward
-from .elementwise import add, bias_activation, bias_activation_backward, cat, channel_sums
+from .elementwise import (
+    add, bias_activation, bias_activation_backward, cat, channel_sums, squared_error, squared_error_backward,
+    timestep_embedding,
+)
 from .index import add_at
 from .linear import linear, linear_backward
 from .matmul import matmul
@@ -21,4 +24,5 @@ __all__ = [
     "bias_activation_backward", "cat", "channel_sums", "clip_norm", "coefficients", "conv2d", "conv2d_backward",
     "conv_transpose2d", "conv_transpose2d_backward", "ema", "gather", "group_norm", "group_norm_backward", "linear",
     "linear_backward", "matmul", "max_pool2d", "max_pool2d_backward", "sampler_step", "softmax", "softmax_backward",
+    "squared_error", "squared_error_backward", "timestep_embedding",
 ]
