@@ -221,7 +221,7 @@ def test_group_norm(data):
     for a, e in zip(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=far * TOLERANCE[d.dtype] * max(1, np.abs(e).max()))
     g = d.array(*x.shape)
-    args = g, x, *expected[1:], groups, weight, bias, silu, scale_shift
+    args = g, x, *expected[1:], groups, weight, bias, silu, scale_shift, d.pick(None, d.array(*x.shape))
     expected = reference.group_norm_backward(*args)
     actual = cuda.group_norm_backward(*args)
     assert (actual[3] is None) == (expected[3] is None) == (scale_shift is None)
@@ -391,7 +391,7 @@ def test_products_of_small_matrices(data):
     assert y.flags.c_contiguous
     assert_close(y, a @ b)
     weight, bias, g, needs = d.array(m, k), d.pick(None, d.array(m)), d.array(n, m), d.pick(
-        (True, True), (True, False), (False, True))
+        (True, True), (True, False), (True, True, d.array(n, k)), (False, True))
     assert_close(cuda.linear(a, weight, bias), reference.linear(a, weight, bias))
     assert_close(cuda.linear_backward(g, a, weight, *needs), reference.linear_backward(g, a, weight, *needs))
     stack = np.ascontiguousarray(d.array(2, 3, k))

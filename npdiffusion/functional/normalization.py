@@ -49,11 +49,13 @@ def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
     y, mean, rstd = kernels(x).group_norm(x, num_groups, w, b, eps, silu, s)
     given = [i for i, p in enumerate((weight, bias, scale_shift)) if p is not None]
 
-    def backward(g):
-        dx, *others = kernels(g).group_norm_backward(g.reshape(x.shape), x, mean, rstd, num_groups, w, b, silu, s)
+    def backward(g, onto):
+        g, onto = g.reshape(x.shape), None if onto is None else onto.reshape(x.shape)
+        dx, *others = kernels(g).group_norm_backward(g, x, mean, rstd, num_groups, w, b, silu, s, onto)
         return dx.reshape(shape), *(others[i] for i in given)
 
-    return record(y.reshape(shape), op, (input, *((weight, bias, scale_shift)[i] for i in given)), backward)
+    inputs = input, *((weight, bias, scale_shift)[i] for i in given)
+    return record(y.reshape(shape), op, inputs, backward, adds=True)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):

@@ -51,11 +51,12 @@ def linear(input, weight, bias=None):
     inputs = (input, weight) if bias is None else (input, weight, bias)
     needs = input.requires_grad, any(p.requires_grad for p in inputs[1:])
 
-    def backward(g):
-        dx, *others = kernels(g).linear_backward(g.reshape(-1, g.shape[-1]), x, w, *needs)
+    def backward(g, onto):
+        g, onto = g.reshape(-1, g.shape[-1]), None if onto is None else onto.reshape(x.shape)
+        dx, *others = kernels(g).linear_backward(g, x, w, *needs, onto)
         return None if dx is None else dx.reshape(shape), *others
 
-    return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward)
+    return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward, adds=True)
 
 
 def embedding(input, weight):

@@ -51,7 +51,7 @@ class ResBlock(nn.Module):
         scale_shift = None if embedding is None else self.embedding(embedding)  # [n, 2c]
         h = F.group_norm_silu(h, GROUPS, self.norm2.weight, self.norm2.bias, scale_shift)
         h = self.conv2(self.dropout(h))
-        return self.skip(x) + h
+        return h + self.skip(x)
 
 
 class Attention(nn.Module):

@@ -367,9 +367,10 @@ __device__ void taps_of_phase(const Conv &d, int axis, int phase, Taps &taps, Ax
     read = {results, d.out_size[axis], taps.count, 1, origin, -(taps.step * dilation / stride)};
 }
 
-// dx; with a bias, the forward of a transposed convolution. Grid: (tiles, 1, groups * phases).
+// dx; with a bias, the forward of a transposed convolution; plus the image `onto`, if it is not NULL.
+// Grid: (tiles, 1, groups * phases).
 extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
-    const real *dy, const real *weight, const real *bias, real *dx, Conv d) {
+    const real *dy, const real *weight, const real *bias, const real *onto, real *dx, Conv d) {
     __shared__ Shared shared;
     const int tiles = (d.channels + COLUMNS - 1) / COLUMNS;
     const int m0 = blockIdx.x / tiles * ROWS, c0 = blockIdx.x % tiles * COLUMNS;
@@ -396,8 +397,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
         const long long pixel = ((long long)n * d.size[0] + h) * d.size[1] + w;
         for (int e = 0; e < Sums::ALONG; e++) {
             const int c = c0 + sums.column(e), channel = group * d.channels + c;
-            if (m < pixels && c < d.channels)
-                dx[pixel * d.groups * d.channels + channel] = sums.at(r, e) + (bias ? bias[channel] : 0);
+            const long long i = pixel * d.groups * d.channels + channel;
+            if (m < pixels && c < d.channels) dx[i] = sums.at(r, e) + (bias ? bias[channel] : 0) + (onto ? onto[i] : 0);
         }
     }
 }

@@ -68,16 +68,16 @@ def forward(x, weight, bias, size, *settings):
     return to_nchw(y)
 
 
-def input_gradient(g, weight, bias, size, stride, padding, dilation, groups):
-    """dx, of this size, plus a bias."""
+def input_gradient(g, weight, bias, size, stride, padding, dilation, groups, onto=None):
+    """dx, of this size, plus a bias, plus the array ``onto``."""
     g, weight, bias = channels_last(g), channels_last(weight), contiguous(bias)
-    c, (sh, sw) = weight.shape[3], stride
+    onto, c, (sh, sw) = None if onto is None else channels_last(onto), weight.shape[3], stride
     dx = cupy().empty((len(g), *size, c * groups), g.dtype)
     conv = _conv(dx.shape, g.shape, weight.shape, stride, padding, dilation, groups)
     down, across = (4, 1) if c <= 32 else (2, 2)
     pixels = len(g) * ceil_div(size[0], sh) * ceil_div(size[1], sw)  # of a phase
     grid = ceil_div(pixels, 32 * down) * ceil_div(c, 32 * across), 1, groups * sh * sw
-    launch(_kernel("conv_input_gradient", g, down, across), grid, (128,), (g, weight, bias, dx, conv))
+    launch(_kernel("conv_input_gradient", g, down, across), grid, (128,), (g, weight, bias, onto, dx, conv))
     return to_nchw(dx)
 
 

@@ -12,10 +12,11 @@ def linear(x, weight, bias):
     return forward(_images(x), _images(weight), bias, (1, 1), *SETTINGS)[:, :, 0, 0]
 
 
-def linear_backward(g, x, weight, need_input=True, need_weight=True):
-    """Gradients dx, dweight and dbias of <g, linear(x, weight, bias)>; None for those that are not needed."""
-    g, x, weight = _images(g), _images(x), _images(weight)
-    dx = input_gradient(g, weight, None, (1, 1), *SETTINGS)[:, :, 0, 0] if need_input else None
+def linear_backward(g, x, weight, need_input=True, need_weight=True, onto=None):
+    """Gradients dx (plus the array ``onto``), dweight and dbias of <g, linear(x, weight, bias)>; None for those that are
+    not needed."""
+    g, x, weight, onto = _images(g), _images(x), _images(weight), None if onto is None else _images(onto)
+    dx = input_gradient(g, weight, None, (1, 1), *SETTINGS, onto)[:, :, 0, 0] if need_input else None
     if not need_weight:
         return dx, None, None
     dweight, dbias = weight_gradient(g, x, weight.shape, *SETTINGS)

@@ -36,7 +36,10 @@ def linear(x, weight, bias):
     return y
 
 
-def linear_backward(g, x, weight, need_input=True, need_weight=True):
-    """Gradients dx, dweight and dbias of <g, linear(x, weight, bias)>; None for those that are not needed."""
+def linear_backward(g, x, weight, need_input=True, need_weight=True, onto=None):
+    """Gradients dx (plus the array ``onto``), dweight and dbias of <g, linear(x, weight, bias)>; None for those that are
+    not needed."""
     dx = matmul(g, weight) if need_input else None
+    if onto is not None:
+        dx += onto
     return (dx, matmul(g.T, x), g.sum(0)) if need_weight else (dx, None, None)

@@ -83,7 +83,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     return to_nchw(out), mean, rstd
 
 
-def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
+def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None, onto=None):
     """Gradients of ``group_norm`` from g (N, C, H, W), the gradient of its result.
 
     With x̂ = (x − μ)·rstd, d = g (times silu'(y) if ``silu``), means over a group, and w = weight·(1 + scale):
@@ -92,10 +92,10 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     dweight = A·(1 + scale),      dbias = B·(1 + scale).
     y is computed again, which is cheaper than keeping it.
 
-    Returns dx (N, C, H, W), dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None.
+    Returns dx (N, C, H, W), plus the array ``onto`` of its shape if given, dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None.
     """
     n, c, h, w = x.shape
-    xs, gs = pixel_rows(x), pixel_rows(g)
+    xs, gs, ontos = pixel_rows(x), pixel_rows(g), None if onto is None else pixel_rows(onto)
     out = np.empty((n, h, w, c), x.dtype)
     dxs = out.reshape(xs.shape)
     along, sums = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)  # A, B
@@ -128,6 +128,8 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
             np.multiply(x, _repeat(along_x, d), out=buffer)
             d -= buffer
             d += _repeat(mean[s] * along_x - rstd[s] * _group_means(sums[s] * factor[s], groups, h * w), d)
+            if onto is not None:
+                d += ontos[s]
 
     parallel(run, n)
     dscale_shift = None if scale_shift is None else np.concatenate([along * weight + sums * bias, sums], 1)
