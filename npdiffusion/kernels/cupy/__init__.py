@@ -11,8 +11,7 @@ from .elementwise import (
     timestep_embedding,
 )
 from .index import add_at
-from .linear import linear, linear_backward
-from .matmul import matmul
+from .matmul import linear_backward, matmul
 from .norm import group_norm, group_norm_backward
 from .optim import adam, adam_advance, clip_norm, ema, gather
 from .pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
@@ -22,7 +21,7 @@ from .softmax import softmax, softmax_backward
 __all__ = [
     "adam", "adam_advance", "add", "add_at", "avg_pool2d", "avg_pool2d_backward", "bias_activation",
     "bias_activation_backward", "cat", "channel_sums", "clip_norm", "coefficients", "conv2d", "conv2d_backward",
-    "conv_transpose2d", "conv_transpose2d_backward", "ema", "gather", "group_norm", "group_norm_backward", "linear",
+    "conv_transpose2d", "conv_transpose2d_backward", "ema", "gather", "group_norm", "group_norm_backward",
     "linear_backward", "matmul", "max_pool2d", "max_pool2d_backward", "sampler_step", "softmax", "softmax_backward",
     "squared_error", "squared_error_backward", "timestep_embedding",
 ]
