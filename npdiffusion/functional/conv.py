@@ -47,12 +47,12 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     x, w = input.data[None] if single else input.data, weight.data
     settings = stride, edges, dilation, groups
     y = kernels(x).conv2d(x, w, None if bias is None else bias.data, *settings)
-    needs = input.requires_grad, weight.requires_grad
+    needs = input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
 
     def backward(g):
         g = g[None] if single else g
-        dx, dw = kernels(x).conv2d_backward(g, x, w, *settings, *needs)
-        return dx[0] if single and dx is not None else dx, dw, kernels(g).channel_sums(g)
+        dx, *others = kernels(x).conv2d_backward(g, x, w, *settings, *needs)
+        return dx[0] if single and dx is not None else dx, *others
 
     return record(y[0] if single else y, "conv2d", _given(input, weight, bias), backward)
 
@@ -93,12 +93,12 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
     x, w = input.data[None] if single else input.data, weight.data
     settings = stride, tuple((p, p) for p in padding), extra, dilation, groups
     y = kernels(x).conv_transpose2d(x, w, None if bias is None else bias.data, *settings)
-    needs = input.requires_grad, weight.requires_grad
+    needs = input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
 
     def backward(g):
         g = g[None] if single else g
-        dx, dw = kernels(x).conv_transpose2d_backward(g, x, w, *settings, *needs)
-        return dx[0] if single and dx is not None else dx, dw, kernels(g).channel_sums(g)
+        dx, *others = kernels(x).conv_transpose2d_backward(g, x, w, *settings, *needs)
+        return dx[0] if single and dx is not None else dx, *others
 
     return record(y[0] if single else y, "conv_transpose2d", _given(input, weight, bias), backward)
 

@@ -6,8 +6,8 @@ __all__ = ["channels_last", "contiguous", "to_nchw"]
 
 
 def contiguous(x):
-    """x itself if its memory is C-contiguous, else a copy."""
-    return x if x.flags.c_contiguous else cupy().ascontiguousarray(x)
+    """x itself if it is None or its memory is C-contiguous, else a copy."""
+    return x if x is None or x.flags.c_contiguous else cupy().ascontiguousarray(x)
 
 
 def channels_last(x):

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...threads import get_num_threads, parallel, scratch
+from .elementwise import channel_sums
 from .layout import channels_last, to_nchw
 from .windows import chunks, padded
 from .winograd import winograd, winograd_pays
@@ -39,24 +40,27 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
     return _gather(x, weight, bias, None, size, stride, _corner(padding), dilation, groups)[0]
 
 
-def conv2d_backward(g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True):
-    """Gradients dx and dweight of <g, conv2d(x, weight)>; None for the one that is not needed.
+def conv2d_backward(
+    g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
+):
+    """Gradients dx, dweight and dbias of <g, conv2d(x, weight, bias)>; None for those that are not needed.
 
     With stride 1, <g, conv(x, weight)> = <x, conv(g, flipped weight)>: the columns of g give both.
     """
     corner = _corner(padding)
     dx = dweight = None
+    dbias = channel_sums(g) if need_bias else None
     if need_input and tuple(stride) == (1, 1):
         partner = x if need_weight else None
         corner = _flipped_corner(weight, corner, dilation)
         flipped = _flip(weight, groups)
         dx, dflipped = _gather(g, flipped, None, partner, x.shape[2:], stride, corner, dilation, groups)
-        return dx, _flip(dflipped, groups) if need_weight else None
+        return dx, _flip(dflipped, groups) if need_weight else None, dbias
     if need_input:
         dx = _scatter(g, weight, None, x.shape[2:], stride, corner, dilation, groups)
     if need_weight:
         dweight = _gather(x, weight, None, g, g.shape[2:], stride, corner, dilation, groups, need_y=False)[1]
-    return dx, dweight
+    return dx, dweight, dbias
 
 
 def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation, groups):
@@ -77,14 +81,16 @@ def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation,
 
 
 def conv_transpose2d_backward(
-    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True
+    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
 ):
-    """Gradients of <g, conv_transpose2d(x, weight)> = <conv2d(g, weight), x>: one gather gives both.
+    """Gradients of <g, conv_transpose2d(x, weight, bias)>. Without bias it is <conv2d(g, weight), x>: one gather gives
+    dx and dweight.
 
     output_padding only adds pixels to g's far edges; x's size already says which windows there are.
     """
-    partner, corner = x if need_weight else None, _corner(padding)
-    return _gather(g, weight, None, partner, x.shape[2:], stride, corner, dilation, groups, need_y=need_input)
+    g, partner, corner = to_nchw(channels_last(g)), x if need_weight else None, _corner(padding)
+    dx, dweight = _gather(g, weight, None, partner, x.shape[2:], stride, corner, dilation, groups, need_y=need_input)
+    return dx, dweight, channel_sums(g) if need_bias else None
 
 
 def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, need_y=True):
