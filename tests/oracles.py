@@ -475,14 +475,18 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     xhat = standardised(input, grouped.values(), eps)
 
     def factor(p, default, index):
-        return default if p is None else p[index[:2] if p.ndim == 2 else index[1]].item()
+        return default if p is None else p[index[1]].item()
 
     return filled(input.shape, lambda index: xhat[index] * factor(weight, 1.0, index) + factor(bias, 0.0, index))
 
 
 @oracle
-def group_norm_silu(input, num_groups, weight=None, bias=None, eps=1e-5):
-    return each(lambda x: x * sigma(x), group_norm(input, num_groups, weight, bias, eps))
+def group_norm_silu(input, num_groups, weight=None, bias=None, scale_shift=None, eps=1e-5):
+    y, c = group_norm(input, num_groups, weight, bias, eps), input.shape[1]
+    if scale_shift is not None:
+        y = filled(y.shape, lambda index: y[index] * (1 + scale_shift[index[0], index[1]]) + scale_shift[
+            index[0], c + index[1]])
+    return each(lambda x: x * sigma(x), y)
 
 
 @oracle

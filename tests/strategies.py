@@ -473,8 +473,8 @@ def _(d):
     groups, n = d.int(1, 3), d.int(1, 3)
     c = groups * d.int(1, 3)
     x = d.array(n, c, *[2 * k for k in d.shape(most=3)], 2, shift=d.pick(0.0, 2.0, 50.0))
-    shape = d.pick((c,), (n, c)) if d.name == "group_norm_silu" else (c,)
-    return (x, groups, d.maybe(*shape), d.maybe(*shape)), {"eps": d.pick(1e-5, 1e-2)}
+    conditions = (d.maybe(n, 2 * c),) if d.name == "group_norm_silu" else ()
+    return (x, groups, d.maybe(c), d.maybe(c), *conditions), {"eps": d.pick(1e-5, 1e-2)}
 
 
 @case("layer_norm")

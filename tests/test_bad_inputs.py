@@ -102,6 +102,8 @@ BAD = {  # what is done: (error, part of its message, call)
     "group_norm groups": (ValueError, "divides 4", lambda: F.group_norm(image, 3)),
     "group_norm weight": (ValueError, "weight of shape", lambda: F.group_norm(image, 2, zeros(2))),
     "group_norm weight for each sample": (ValueError, "weight of shape", lambda: F.group_norm(image, 2, zeros(2, 4))),
+    "scale without shift": (ValueError, "scale_shift of shape (", lambda: F.group_norm_silu(
+        image, 2, scale_shift=zeros(len(image), 4))),
     "group_norm of a vector": (ValueError, "(N, C, ...)", lambda: F.group_norm(zeros(4), 2)),
     "group_norm of nothing": (ValueError, "no elements", lambda: F.group_norm(zeros(0, 4, 5, 5), 2)),
     "group_norm dtypes": (TypeError, "float64", lambda: F.group_norm(image, 2, zeros(4, dtype=np.float64))),

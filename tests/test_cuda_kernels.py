@@ -172,15 +172,39 @@ def test_bias_activation(data):
     d = Draw(data)
     activation, c = d.pick(None, "relu", "silu"), d.int(1, 5)
     x = d.array(2, c, 3, 4) if d.pick(True, False) else d.array(d.int(1, 300), c)
-    bias = d.pick(None, np.ascontiguousarray(d.array(c)))
+    bias = d.pick(None, d.array(c))
     f = {None: lambda z: z, "relu": lambda z: np.maximum(z, 0), "silu": lambda z: z / (1 + np.exp(-z))}[activation]
     z = x if bias is None else x + (bias if x.ndim == 2 else bias[:, None, None])
-    assert_close(cuda.bias_activation(x, bias, activation), f(z), images=[0] if x.ndim == 4 else [])
+    y = cuda.bias_activation(x, bias, activation)
+    assert_close(y, f(z), images=[0] if x.ndim == 4 else [])
+    assert_close(reference.bias_activation(x, bias, activation), y)
     g, step = d.array(*x.shape), 1e-6
     z = z.astype("f8")
     slope = (f(z + step) - f(z - step)) / (2 * step)
     dx = cuda.bias_activation_backward(g, x, bias, activation)
     np.testing.assert_allclose(dx, g * slope, rtol=0, atol=2e-5 if d.dtype == "f4" else 1e-8)
+    assert_close(reference.bias_activation_backward(g, x, bias, activation), dx)
+
+
+@SOME
+@given(st.data())
+def test_squared_error(data):
+    d = Draw(data)
+    shape = d.pick((), (1,), (5000,), (2, 3, 4, 5), (3, 70, 60))
+    x, y, g, scale = *(np.asarray(d.array(*s)) for s in (shape, shape, ())), d.pick(1.0, 0.01)
+    assert_close(cuda.squared_error(x, y, scale), reference.squared_error(x, y, scale))
+    dx = cuda.squared_error_backward(g, x, y, scale)
+    assert_close(dx, np.asarray(reference.squared_error_backward(g, x, y, scale)), images=[0] if len(shape) == 4 else [])
+
+
+@SOME
+@given(st.data())
+def test_timestep_embedding(data):
+    d = Draw(data)
+    n, dim = d.int(1, 5), 2 * d.int(1, 40)
+    t = d.rng.integers(0, 1024, n)
+    t = d.pick(t, t.astype("i4"), np.repeat(t, 2)[::2], np.broadcast_to(t[0], n))
+    assert_close(cuda.timestep_embedding(t, dim, 1e4, d.dtype), reference.timestep_embedding(t, dim, 1e4, d.dtype))
 
 
 @SOME
@@ -190,16 +214,18 @@ def test_group_norm(data):
     groups, width = d.pick((1, 1), (2, 3), (8, 4), (2, 40), (1, 260))
     c, n, silu = groups * width, d.int(1, 3), d.pick(True, False)
     x = d.array(n, c, d.int(1, 9), d.int(2, 9), shift=d.pick(0.0, 2.0, 50.0))
-    weight, bias = d.array(d.pick(1, n), c), d.array(d.pick(1, n), c)
-    expected = reference.group_norm(x, groups, weight, bias, 1e-3, silu)
+    weight, bias, scale_shift = d.array(c), d.array(c), d.pick(None, d.array(n, 2 * c))
+    expected = reference.group_norm(x, groups, weight, bias, 1e-3, silu, scale_shift)
     far = 100 if d.dtype == "f4" and np.abs(x).max() > 40 else 1  # float32 loses digits in both
-    actual = cuda.group_norm(x, groups, weight, bias, 1e-3, silu)
+    actual = cuda.group_norm(x, groups, weight, bias, 1e-3, silu, scale_shift)
     for a, e in zip(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=far * TOLERANCE[d.dtype] * max(1, np.abs(e).max()))
     g = d.array(*x.shape)
-    args = g, x, *expected[1:], groups, weight, bias, silu
+    args = g, x, *expected[1:], groups, weight, bias, silu, scale_shift, d.pick(None, d.array(*x.shape))
     expected = reference.group_norm_backward(*args)
-    for a, e in zip(cuda.group_norm_backward(*args), expected, strict=True):
+    actual = cuda.group_norm_backward(*args)
+    assert (actual[3] is None) == (expected[3] is None) == (scale_shift is None)
+    for a, e in zip(actual[:3 + (scale_shift is not None)], expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=far * TOLERANCE[d.dtype] * max(1, np.abs(e).max()) * 5)
 
 
@@ -305,7 +331,7 @@ def test_conv_transpose2d(data):
     padding = tuple((p, p) for p in (min(d.int(0, 2), (e * (k - 1)) // 2) for e, k in zip(dilation, weight.shape[2:])))
     extra = tuple(d.int(0, max(s, e) - 1) for s, e in zip(stride, dilation))
     settings = stride, padding, extra, dilation, groups
-    bias = d.pick(None, np.ascontiguousarray(d.array(weight.shape[1] * groups)))
+    bias = d.pick(None, d.array(weight.shape[1] * groups))
     y = reference.conv_transpose2d(x, weight, bias, *settings)
     assert_close(cuda.conv_transpose2d(x, weight, bias, *settings), y, images=[0])
     g = d.array(*y.shape)
@@ -339,6 +365,7 @@ def test_tf32_rounds_the_factors_only(channels, monkeypatch):
     for actual, expected, exact in zip(run(cuda, x, weight, g), run(reference, *rounded), run(reference, x, weight, g)):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
         assert np.abs(actual - exact).max() > 1e-5 * np.abs(exact).max()
+    assert_close(cuda.conv2d_backward(g, x, weight, *SAME)[2], g.sum((0, 2, 3)))  # has no factors
 
 
 def to_tf32(a):
@@ -425,6 +452,7 @@ def test_linear_backward(data):
     d = Draw(data)
     n, out, k = d.pick(0, 1, 20, 300, 1100), d.pick(1, 4, 33, 70), d.pick(0, 1, 4, 33, 140)
     args = [d.array(*shape) for shape in ((n, out), (n, k), (out, k))]
+    args += d.pick((), (False,), (True, d.array(n, k)))
     assert_close(cuda.linear_backward(*args), reference.linear_backward(*args))
     assert_close(cuda.matmul(args[0].T, args[1]), args[0].T @ args[1])
 
@@ -493,21 +521,18 @@ def test_adam_and_ema(data):
     parameter = Parameter(w.copy())
     expected = kind([parameter], lr=0.05, betas=(0.8, 0.95), weight_decay=decay)
     m, v, average, expected_average = np.zeros_like(w), np.zeros_like(w), w.copy(), w.copy()
-    changing, count, lr = np.zeros(3), np.zeros(1, "i8"), np.array([0.05])
     on_device = d.pick(True, False)
     for step in range(1, steps + 1):
         g = np.ascontiguousarray(d.array(size))
         parameter.grad = g.copy()
         expected.step()
-        numbers = 0.05, 0.8, 0.95, 1e-8, decay, decoupled, step
+        changing, factor = [0.05, 1 - 0.8**step, 1 - 0.95**step], None
         if on_device:
-            cuda.adam_advance(changing, count, lr, 0.8, 0.95)
-            numbers = 99.0, 0.8, 0.95, 1e-8, decay, decoupled, 99, changing, np.array([0.5], w.dtype)
-            g = 2 * g
-        cuda.adam(w, g, m, v, *numbers)
+            changing, factor, g = np.array(changing), np.array([0.5], w.dtype), 2 * g
+        cuda.adam(w, g, m, v, changing, 0.8, 0.95, 1e-8, decay, decoupled, factor)
         assert_close(w, parameter.data)
         expected_average += (1 - 0.9) * (w - expected_average)
-        cuda.ema(average, w, 0.1 if on_device else 0.9, np.array([0.9]) if on_device else None)
+        cuda.ema(average, w, np.array([0.9]) if on_device else 0.9)
         assert_close(average, expected_average)
 
 

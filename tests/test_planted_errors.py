@@ -28,7 +28,7 @@ def tamper(patch, op, wrong):
         y = right(*args, **options)
         if y.node and y.node.name == op:
             backward = y.node.backward
-            y.node.backward = lambda g: wrong(g, backward(g), args)
+            y.node.backward = lambda g, *onto: wrong(g, backward(g, *onto), args)
         return y
 
     patch.setattr(F, op, tampered)
@@ -161,7 +161,18 @@ def wrong_group_mean(patch):
 
 @planted("group_norm_silu")
 def activation_left_out(patch):
-    change_settings(patch, "group_norm_backward", lambda *args: (*args[:-1], False))
+    change_settings(patch, "group_norm_backward", lambda *args: (*args[:7], False, *args[8:]))
+
+
+@planted("group_norm_silu")
+def scale_and_shift_exchanged(patch):
+    right = kernels.group_norm_backward
+
+    def wrong(*args):
+        *grads, conditions = right(*args)
+        return *grads, None if conditions is None else np.roll(conditions, conditions.shape[1] // 2, 1)
+
+    patch.setattr(kernels, "group_norm_backward", wrong)
 
 
 @planted("embedding")

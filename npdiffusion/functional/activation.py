@@ -12,8 +12,7 @@ __all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax
 def relu(input):
     """max(input, 0); the gradient at 0 is 0."""
     check_float("relu", input=input)
-    y = array_module(input.data).maximum(input.data, 0)
-    return record(y, "relu", (input,), lambda g: (g * (y > 0),))
+    return _activated("relu", input)
 
 
 def _sigmoid(x):
@@ -34,9 +33,13 @@ def sigmoid(input):
 def silu(input):
     """x·σ(x) (Elfwing et al. 2018; also "swish")."""
     check_float("silu", input=input)
+    return _activated("silu", input)
+
+
+def _activated(name, input):
     x = input.data
-    s = _sigmoid(x)
-    return record(x * s, "silu", (input,), lambda g: (g * s * (1 + x * (1 - s)),))
+    return record(kernels(x).bias_activation(x, None, name), name, (input,),
+                  lambda g: (kernels(g).bias_activation_backward(g, x, None, name),))
 
 
 def tanh(input):

@@ -49,12 +49,15 @@ def linear(input, weight, bias=None):
     x, w, shape = input.data.reshape(-1, input.shape[-1]), weight.data, input.shape
     y = kernels(x).matmul(x, w.T, None if bias is None else bias.data)
 
-    def backward(g):
-        dx, dw, db = kernels(x).linear_backward(g.reshape(-1, g.shape[-1]), x, w)
-        return dx.reshape(shape), dw, db
+    needs_dx = input.requires_grad
+
+    def backward(g, onto):
+        g, onto = g.reshape(-1, g.shape[-1]), None if onto is None else onto.reshape(x.shape)
+        dx, dw, db = kernels(g).linear_backward(g, x, w, needs_dx, onto)
+        return dx.reshape(shape) if needs_dx else None, dw, db
 
     inputs = (input, weight) if bias is None else (input, weight, bias)
-    return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward)
+    return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward, adds=True)
 
 
 def embedding(input, weight):

@@ -53,7 +53,7 @@ def conv_transpose2d_backward(
     g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
 ):
     """Gradients of <g, conv_transpose2d(x, weight, bias)>, without bias <conv2d(g, weight), x>."""
-    settings = stride, padding, dilation, groups
+    g, settings = to_nchw(channels_last(g)), (stride, padding, dilation, groups)
     dx = forward(g, weight, None, x.shape[2:], *settings) if need_input else None
     dweight = weight_gradient(x, g, weight.shape, *settings)[0] if need_weight else None
     return dx, dweight, channel_sums(g) if need_bias else None

@@ -6,10 +6,13 @@
 
 struct Operand { long long stack[2]; int pitch; };
 
-struct Product { Operand a, b, y; int rows, columns, terms, inner; };  // inner: size of the second stack axis
+struct Product {
+    Operand a, b, y;
+    int rows, columns, terms, inner, bias_pitch;  // inner: size of the second stack axis
+};
 
 // As left * right' the lines of the left operand are a's rows, those of the right one b's columns.
-// Grid: (tiles, with one stack behind the other). bias may be NULL.
+// Grid: (tiles, with one stack behind the other). bias: NULL, one row for all (its pitch is 0), or a matrix like y's.
 template <class Left, class Right>
 __device__ void product(const real *a, const real *b, const real *bias, real *y, const Product &d) {
     __shared__ Shared shared;
@@ -27,7 +30,8 @@ __device__ void product(const real *a, const real *b, const real *bias, real *y,
         for (int c = 0; c < Sums::ALONG; c++) {
             const int row = row0 + sums.row(r), column = column0 + sums.column(c);
             if (row < d.rows && column < d.columns)
-                y[(long long)row * d.y.pitch + column] = sums.at(r, c) + (bias ? bias[column] : 0);
+                y[(long long)row * d.y.pitch + column] =
+                    sums.at(r, c) + (bias ? bias[(long long)row * d.bias_pitch + column] : 0);
         }
 }
 

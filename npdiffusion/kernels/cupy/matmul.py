@@ -18,14 +18,15 @@ __all__ = ["linear_backward", "matmul"]
 
 OPERAND = np.dtype([("stack", "i8", 2), ("pitch", "i4")], align=True)  # structs of matmul.cu
 PRODUCT = np.dtype([*((name, OPERAND) for name in "aby"), *((name, "i4") for name in (
-    "rows", "columns", "terms", "inner"))], align=True)
+    "rows", "columns", "terms", "inner", "bias_pitch"))], align=True)
 LARGE = 1 << 30  # multiplications, from which on cuBLAS takes over
 LONG = 1 << 10  # terms, from which on a transposed product is summed in slices
 
 
 def matmul(a, b, bias=None):
-    """a @ b + bias by NumPy's rules, bias (columns of b,) or None. A stack times one matrix is one product of two.
+    """a @ b + bias by NumPy's rules. A stack times one matrix is one product of two.
 
+    bias: (columns of b,), for two matrices also (rows of a, columns of b), or None.
     Where the matrices of b are interleaved in memory (the heads of attention are, pixel by pixel) so are the result's.
     """
     if b.ndim == 1:
@@ -43,11 +44,13 @@ def matmul(a, b, bias=None):
     return _product(a, b, bias)
 
 
-def linear_backward(g, x, weight):
-    """dx, dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in), weight (out, in)."""
+def linear_backward(g, x, weight, need_input=True, onto=None):
+    """dx (plus the array ``onto``; None if not needed), dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in),
+    weight (out, in)."""
+    dx = matmul(g, weight, onto) if need_input else None
     if 0 in x.shape or _is_for_cublas(g.T, x):
-        return matmul(g, weight), matmul(g.T, x), g.sum(0)
-    return matmul(g, weight), *_gradients(contiguous(g), contiguous(x))
+        return dx, matmul(g.T, x), g.sum(0)
+    return dx, *_gradients(contiguous(g), contiguous(x))
 
 
 def _is_for_cublas(a, b):
@@ -72,7 +75,8 @@ def _product(a, b, bias):
         cupy().empty((outer, inner, n, m), a.dtype))
     (a, *of_a), (b, *of_b), (y, *of_y) = map(_operand, (a, b, y))
     warps = (4, 1) if m <= 32 else (1, 4) if n <= 32 else (2, 2)
-    product = struct(PRODUCT, of_a[1], of_b[1], of_y[1], n, m, k, inner)
+    bias_pitch = m if bias is not None and bias.ndim == 2 else 0
+    product = struct(PRODUCT, of_a[1], of_b[1], of_y[1], n, m, k, inner, bias_pitch)
     launch(tile_kernel(f"product_{of_a[0]}{of_b[0]}", "matmul", a.dtype, warps),
            (tiles_of(n, m, warps) * outer * inner,), (128,), (a, b, contiguous(bias), y, product))
     return y.reshape(*stack, n, m)

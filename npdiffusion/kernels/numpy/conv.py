@@ -88,7 +88,7 @@ def conv_transpose2d_backward(
 
     output_padding only adds pixels to g's far edges; x's size already says which windows there are.
     """
-    partner, corner = x if need_weight else None, _corner(padding)
+    g, partner, corner = to_nchw(channels_last(g)), x if need_weight else None, _corner(padding)
     dx, dweight = _gather(g, weight, None, partner, x.shape[2:], stride, corner, dilation, groups, need_y=need_input)
     return dx, dweight, channel_sums(g) if need_bias else None
 

@@ -13,7 +13,10 @@ LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it br
 
 
 def matmul(a, b, bias=None):
-    """a @ b + bias by NumPy's rules, split over the first axis of stacks, or the rows of a; bias (columns,) or None."""
+    """a @ b + bias by NumPy's rules, split over the first axis of stacks, or rows of a.
+
+    bias: (columns of b,), for two matrices also (rows of a, columns of b), or None.
+    """
     if bias is not None:
         y = matmul(a, b)
         y += bias
@@ -32,6 +35,7 @@ def matmul(a, b, bias=None):
     return out
 
 
-def linear_backward(g, x, weight):
-    """dx, dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in), weight (out, in)."""
-    return matmul(g, weight), matmul(g.T, x), g.sum(0)
+def linear_backward(g, x, weight, need_input=True, onto=None):
+    """dx (plus the array ``onto``; None if not needed), dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in),
+    weight (out, in)."""
+    return matmul(g, weight, onto) if need_input else None, matmul(g.T, x), g.sum(0)
