@@ -120,12 +120,12 @@ def dropout(input, p, training, generator):
 
 
 @oracle
-def softmax(input, dim):
+def softmax(input, dim, scale=1.0):
     dim %= input.ndim
 
     def element(index):
-        line = [input[index[:dim] + (k,) + index[dim + 1:]].item() for k in range(input.shape[dim])]
-        return math.exp(input[index].item()) / sum(map(math.exp, line))
+        line = [math.exp(scale * input[index[:dim] + (k,) + index[dim + 1:]].item()) for k in range(input.shape[dim])]
+        return line[index[dim]] / sum(line)
 
     return filled(input.shape, element)
 

@@ -521,7 +521,8 @@ module._core = types.SimpleNamespace(
     set_compute_type=lambda dtype, compute_type: None,
     _routines_linalg=types.SimpleNamespace(COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=4))
 module.cuda = types.SimpleNamespace(
-    get_current_stream=lambda: types.SimpleNamespace(is_capturing=lambda: False), Device=Device, Event=Event, get_elapsed_time=get_elapsed_time, runtime=types.SimpleNamespace(
+    Device=Device, Event=Event, get_elapsed_time=get_elapsed_time,
+    get_current_stream=lambda: types.SimpleNamespace(is_capturing=lambda: False), runtime=types.SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda device: {"name": b"a CPU in the place of a GPU"}))
 module.__version__ = "stand-in"
 
@@ -530,7 +531,8 @@ def names():
     """{"ndarray.sum", "exp", ...}: all that CuPy must have too."""
     own = {n for n in vars(module) if not n.startswith("__")} | {
         "cuda.Device.use", "cuda.Device.synchronize", "cuda.Event.record", "cuda.Event.synchronize",
-        "cuda.get_elapsed_time", "cuda.get_current_stream", "cuda.runtime.getDeviceCount", "cuda.runtime.getDeviceProperties",
+        "cuda.get_elapsed_time", "cuda.get_current_stream", "cuda.runtime.getDeviceCount",
+        "cuda.runtime.getDeviceProperties",
         *(f"_core.{n}" for n in vars(module._core)),
         *(f"_core._routines_linalg.{n}" for n in vars(module._core._routines_linalg))}
     return own | {f"ndarray.{n}" for n in vars(ndarray) if n not in ("_a", "_seen", "_view_or_copy", "_index",

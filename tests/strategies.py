@@ -217,7 +217,13 @@ def _(d):
     return (d.array(*d.shape()),), {"p": p, "training": d.pick(True, True, False), "seed": d.int(0, 9)}
 
 
-@case("softmax", "log_softmax")
+@case("softmax")
+def _(d):
+    shape = d.shape(least=1)
+    return (d.array(*shape, scale=2.0), d.int(-len(shape), len(shape) - 1), d.pick(1.0, 0.3, -0.7)), {}
+
+
+@case("log_softmax")
 def _(d):
     shape = d.shape(least=1)
     return (d.array(*shape, scale=2.0), d.int(-len(shape), len(shape) - 1)), {}

@@ -235,11 +235,12 @@ def test_softmax(data):
     d = Draw(data)
     shape = d.pick((5,), (3, 70), (4, 1), (2, 3, 33), (300, 2), (2, 5, 3, 4))
     axis = d.int(-len(shape), len(shape) - 1)
-    x = d.array(*shape, scale=3.0)
-    y = reference.softmax(x, axis)
-    assert_close(cuda.softmax(x, axis), y)
+    x, scale = d.array(*shape, scale=3.0), d.pick(1.0, 0.3, -2.0)
+    y = reference.softmax(x, axis, scale)
+    assert_close(cuda.softmax(x, axis, scale), y)
     g = d.array(*shape)
-    assert_close(cuda.softmax_backward(g, y, axis), reference.softmax_backward(g, y, axis))
+    expected = reference.softmax_backward(g, y, axis, scale)
+    assert_close(cuda.softmax_backward(g, y, axis, scale), expected)
 
 
 def test_softmax_of_infinities_and_nan():
@@ -259,7 +260,7 @@ def test_pooling(data):
     kernel, stride, dilation = d.pair(1, 3), d.pair(1, 4), d.pair(1, 2)
     padding = tuple(d.int(0, k // 2) for k in kernel)
     ties = d.pick(True, False)
-    x = d.array(d.int(1, 3), d.int(1, 3), d.int(5, 8), d.int(5, 8), ties=ties)
+    x = d.array(d.int(1, 3), d.pick(1, 2, 3, 4, 7, 8), d.int(5, 8), d.int(5, 8), ties=ties)
     if d.pick(True, False):
         x = x.copy()
         x.flat[:: d.int(2, 30)] = np.nan
@@ -373,6 +374,34 @@ def to_tf32(a):
     return np.ldexp(np.trunc(mantissa * 2**11 + np.copysign(0.5, a)), exponent - 11)
 
 
+@pytest.mark.parametrize("kind", ["f4", "f8", "tf32"])
+@pytest.mark.parametrize("channels", [(8, 12), (36, 40), (64, 32), (4, 132)])
+def test_convolutions_as_the_networks_have_them(channels, kind, monkeypatch):
+    """Channels and widths that divide by four: everything is read in Fours."""
+    monkeypatch.setattr(backend, "_tf32", kind == "tf32")
+    rng, (c, o), dtype = np.random.default_rng(0), channels, kind.replace("tf32", "f4")
+    tolerance = 5 * TOLERANCE[dtype]
+
+    def images(n, c, *size):
+        a = rng.standard_normal((n, *size, c)).astype(dtype).transpose(0, 3, 1, 2)
+        return a if kind != "tf32" else to_tf32(a).astype("f4")
+
+    def same(actual, expected):
+        for a, e in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max())
+
+    x, weight = images(3, c, 8, 12), images(o, c, 3, 3)
+    y = reference.conv2d(x, weight, None, *SAME)
+    same([cuda.conv2d(x, weight, None, *SAME)], [y])
+    g = images(*y.shape)
+    same(cuda.conv2d_backward(g, x, weight, *SAME), reference.conv2d_backward(g, x, weight, *SAME))
+    up, weight = ((2, 2), ((0, 0), (0, 0)), (0, 0), (1, 1), 1), images(c, o, 2, 2)
+    y = reference.conv_transpose2d(x, weight, None, *up)
+    same([cuda.conv_transpose2d(x, weight, None, *up)], [y])
+    g = images(*y.shape)
+    same(cuda.conv_transpose2d_backward(g, x, weight, *up), reference.conv_transpose2d_backward(g, x, weight, *up))
+
+
 def test_convolutions_give_the_same_bits_twice():
     rng = np.random.default_rng(0)
     x, weight, g = (rng.standard_normal(shape).astype("f4") for shape in ((3, 5, 20, 20), (7, 5, 3, 3), (3, 7, 20, 20)))
@@ -445,6 +474,24 @@ def test_attention_copies_nothing(monkeypatch):
     for a, b in ((weights, value), (weights.swapaxes(-1, -2), g), (weights, key)):
         assert product(a, b).transpose(0, 2, 1, 3).flags.c_contiguous
     assert product(query.swapaxes(-1, -2), weights).transpose(0, 3, 1, 2).flags.c_contiguous
+
+
+def test_large_products_are_cublas_unless_captured(monkeypatch):
+    capturing, asked = False, []
+    stream = types.SimpleNamespace(is_capturing=lambda: capturing)
+    fake = types.SimpleNamespace(**vars(FAKE_CUPY), cuda=types.SimpleNamespace(get_current_stream=lambda: stream),
+                                 matmul=lambda a, b: asked.append(a.shape) or a @ b)
+    monkeypatch.setattr(backend, "_cupy", fake)
+    monkeypatch.setitem(cuda.matmul.__globals__, "LARGE", 1000)
+    monkeypatch.setitem(cuda.matmul.__globals__, "_set_tf32", lambda allowed: None)
+    rng = np.random.default_rng(0)
+    a, b, bias, stack = (rng.standard_normal(shape) for shape in ((10, 10), (10, 10), (10,), (2, 9, 5)))
+    for capturing in (False, True):
+        assert_close(cuda.matmul(a, b, bias), a @ b + bias)
+        assert_close(cuda.matmul(a[:9], b), a[:9] @ b)
+        assert_close(cuda.matmul(stack, stack.swapaxes(1, 2)), stack @ stack.swapaxes(1, 2))
+        assert_close(cuda.linear_backward(a, b, b), reference.linear_backward(a, b, b))
+    assert asked == [(10, 10)] * 3
 
 
 @pytest.mark.parametrize("transposed", range(4))

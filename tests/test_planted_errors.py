@@ -36,7 +36,7 @@ def tamper(patch, op, wrong):
 
 @planted("softmax")
 def dropped_term(patch):
-    tamper(patch, "softmax", lambda g, grads, args: (g * F.softmax(args[0].detach(), args[1]).data,))
+    tamper(patch, "softmax", lambda g, grads, args: (g * F.softmax(args[0].detach(), *args[1:]).data,))
 
 
 @planted("log_softmax")

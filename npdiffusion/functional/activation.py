@@ -75,12 +75,12 @@ def softplus(input):
     return record(xp.logaddexp(x, 0.0).astype(x.dtype, copy=False), "softplus", (input,), lambda g: (g * _sigmoid(x),))
 
 
-def softmax(input, dim):
-    """e^x / Σ e^x along ``dim``."""
+def softmax(input, dim, scale=1.0):
+    """e^z / Σ e^z along ``dim``, z = scale·x."""
     check_float("softmax", input=input)
     dim = axis_of(dim, input.ndim)
-    y = kernels(input.data).softmax(input.data, dim)
-    return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim),))
+    y = kernels(input.data).softmax(input.data, dim, scale)
+    return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim, scale),))
 
 
 def log_softmax(input, dim):

@@ -98,7 +98,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if is_causal and attn_mask is not None:
         raise ValueError("attention takes attn_mask or is_causal=True, not both")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = matmul(query * scale, key.transpose(-1, -2))
+    scores = matmul(query, key.transpose(-1, -2))
     if is_causal:
         attn_mask = Tensor(array_module(scores.data).tri(*scores.shape[-2:], dtype=bool))
     if attn_mask is not None:
@@ -109,5 +109,5 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         if attn_mask.dtype == bool:
             xp = array_module(attn_mask.data)
             attn_mask = Tensor(xp.where(attn_mask.data, 0.0, -math.inf).astype(scores.dtype))
-        scores = scores + attn_mask
-    return matmul(dropout(softmax(scores, -1), dropout_p), value)
+        scores, scale = scale * scores + attn_mask, 1.0
+    return matmul(dropout(softmax(scores, -1, scale), dropout_p), value)
