@@ -423,10 +423,10 @@ def _(d):
         stride, dilation = d.ints(1, 3) if padding != "same" else 1, d.pick(1, d.ints(1, 2))
         c, o = d.int(1, 3) * groups, d.int(1, 3) * groups
     least = 1 + 2 * (max(kernel) - 1)
-    x = d.image(c, least if padding != "same" else 1, least + 3)
-    return (x, d.array(o, c // groups, *kernel), d.maybe(o)), {
-        "stride": stride, "padding": d.ints(0, 2) if padding == "some" else padding, "dilation": dilation,
-        "groups": groups}
+    x, weight = d.image(c, least if padding != "same" else 1, least + 3), d.array(o, c // groups, *kernel)
+    args = stride, d.ints(0, 2) if padding == "some" else padding, dilation, groups
+    shape = F.conv2d(Tensor(x), Tensor(weight), None, *args).shape
+    return (x, weight, d.maybe(o), *args, d.maybe(*shape)), {}
 
 
 @case("conv_transpose2d")

@@ -317,6 +317,8 @@ def test_conv2d(data):
     x, weight, bias, settings = d.conv()
     y = reference.conv2d(x, weight, bias, *settings)
     assert_close(cuda.conv2d(x, weight, bias, *settings), y, images=[0])
+    onto = d.array(*y.shape)
+    assert_close(cuda.conv2d(x, weight, bias, *settings, onto), y + onto, images=[0])
     g, needs = d.array(*y.shape), d.pick((True, True), (True, False), (False, True), (False, False, True))
     expected = reference.conv2d_backward(g, x, weight, *settings, *needs)
     assert_close(cuda.conv2d_backward(g, x, weight, *settings, *needs), expected, images=[0, 1])

@@ -50,8 +50,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.group_norm_silu(x, GROUPS, self.norm1.weight, self.norm1.bias))
         scale_shift = None if embedding is None else self.embedding(embedding)  # [n, 2c]
         h = F.group_norm_silu(h, GROUPS, self.norm2.weight, self.norm2.bias, scale_shift)
-        h = self.conv2(self.dropout(h))
-        return h + self.skip(x)
+        return self.conv2(self.dropout(h), onto=self.skip(x))
 
 
 class Attention(nn.Module):

@@ -165,9 +165,10 @@ struct TapsOfPixels : AlongLines<COLUMNS> {
 
 // ---- kernels -----------------------------------------------------------------------------------------------------
 
-// Grid: (tiles, 1, groups), where tiles of the same pixels and other channels follow each other. bias may be NULL.
+// y, plus the image `onto`. Grid: (tiles, 1, groups), where tiles of the same pixels and other channels follow each
+// other. bias and onto may be NULL.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
-    const real *x, const real *weight, const real *bias, real *y, Conv d) {
+    const real *x, const real *weight, const real *bias, const real *onto, real *y, Conv d) {
     __shared__ Shared shared;
     const int tiles = (d.out_channels + COLUMNS - 1) / COLUMNS, group = blockIdx.z;
     const int m0 = blockIdx.x / tiles * ROWS, o0 = blockIdx.x % tiles * COLUMNS;
@@ -183,8 +184,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
     for (int r = 0; r < Sums::DOWN; r++)
         for (int c = 0; c < Sums::ALONG; c++) {
             const int m = m0 + sums.row(r), o = o0 + sums.column(c), channel = group * d.out_channels + o;
+            const long long i = (long long)m * d.groups * d.out_channels + channel;
             if (m < pixels && o < d.out_channels)
-                y[(long long)m * d.groups * d.out_channels + channel] = sums.at(r, c) + (bias ? bias[channel] : 0);
+                y[i] = sums.at(r, c) + (bias ? bias[channel] : 0) + (onto ? onto[i] : 0);
         }
 }
 

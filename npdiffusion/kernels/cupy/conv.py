@@ -22,11 +22,11 @@ CONV = np.dtype([*((name, "i4") for name in ("samples", "groups", "channels", "o
 PIXELS = 2**31 - 2**10  # that an int can count, and a tile beyond
 
 
-def conv2d(x, weight, bias, stride, padding, dilation, groups):
-    """y (N, C_out, H_out, W_out); bias (C_out,) or None; padding ((top, bottom), (left, right))."""
+def conv2d(x, weight, bias, stride, padding, dilation, groups, onto=None):
+    """y (N, C_out, H_out, W_out), plus the array ``onto``; bias (C_out,) or None; padding ((top, bottom), (left, right))."""
     size = tuple((n + sum(p) - d * (k - 1) - 1) // s + 1
                  for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation))
-    return forward(x, weight, bias, size, stride, padding, dilation, groups)
+    return forward(x, weight, bias, size, stride, padding, dilation, groups, onto)
 
 
 def conv2d_backward(
@@ -59,15 +59,15 @@ def conv_transpose2d_backward(
     return dx, dweight, channel_sums(g) if need_bias else None
 
 
-def forward(x, weight, bias, size, *settings):
-    """Convolution of x, with y of this size; settings: stride, padding, dilation, groups."""
-    x, weight, bias = channels_last(x), channels_last(weight), contiguous(bias)
+def forward(x, weight, bias, size, stride, padding, dilation, groups, onto=None):
+    """Convolution of x, with y of this size, plus the array ``onto``."""
+    x, weight, bias, onto = channels_last(x), channels_last(weight), contiguous(bias), channels_last(onto)
     y = cupy().empty((len(x), *size, len(weight)), x.dtype)
-    conv, groups = _conv(x.shape, y.shape, weight.shape, *settings), settings[-1]
+    conv = _conv(x.shape, y.shape, weight.shape, stride, padding, dilation, groups)
     channels = len(weight) // groups
     warps = (4, 1) if channels <= 32 else (2, 2)
     grid = tiles_of(y.size // len(weight), channels, warps), 1, groups
-    launch(tile_kernel("conv_forward", "conv", x.dtype, warps), grid, (128,), (x, weight, bias, y, conv))
+    launch(tile_kernel("conv_forward", "conv", x.dtype, warps), grid, (128,), (x, weight, bias, onto, y, conv))
     return to_nchw(y)
 
 

@@ -36,8 +36,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None, onto=None):
     """Gradients of ``group_norm`` from g (N, C, H, W): dx, plus the array ``onto`` if given, dweight (C,), dbias (C,),
     dscale_shift (N, 2·C) or None."""
-    g, x, conditions = channels_last(g), channels_last(x), map(contiguous, (weight, bias, scale_shift))
-    onto = None if onto is None else channels_last(onto)
+    g, x, onto, conditions = *map(channels_last, (g, x, onto)), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
     xp = cupy()
     dx, parts = xp.empty(x.shape, x.dtype), xp.empty((n, 2 * c), x.dtype)  # of dweight and dbias, for each sample

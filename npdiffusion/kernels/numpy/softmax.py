@@ -30,7 +30,7 @@ def _largest(x, axis):
 def softmax(x, axis, scale=1.0):
     """y = e^(z − max z) / Σ e^(z − max z) along ``axis``, z = scale·x."""
     def forward(axis, y, x):
-        x = x if scale == 1 else x * scale
+        x = x if scale == 1 else np.multiply(x, scale, out=y)
         np.subtract(x, _largest(x, axis), out=y)
         np.exp(y, out=y)
         y /= y.sum(axis, keepdims=True)
