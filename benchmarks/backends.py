@@ -5,8 +5,9 @@
     python benchmarks/backends.py --backends numpy               # the CPU's part alone
     python benchmarks/backends.py --small                        # seconds, to see that everything runs
 
+CuPy runs as it is, and captured: a whole training step, and a pass of the model in sampling, replayed as CUDA graphs.
 Where PyTorch is installed, it runs beside on the same GPU, eager and compiled (torch.compile(mode="reduce-overhead"),
-which captures CUDA graphs). All have the same weights, and outputs and gradients are asserted to agree, in float32
+which captures CUDA graphs, too). All have the same weights, and outputs and gradients are asserted to agree, in float32
 without TF32 (but for the compiled ones, which would have to be compiled twice), before anything is timed. Times are
 medians; on the GPU they are taken by device events around work that starts with the GPU idle, so that they hold the
 time of launching, too. TF32 is on for both libraries unless --no-tf32.
@@ -26,6 +27,7 @@ from npdiffusion import Tensor, backend, functional as F, optim, to_device
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, generate
 from npdiffusion.figures import save_figure
 from npdiffusion.files import atomic_write
+from npdiffusion.graphs import captured
 from npdiffusion.models import UNet, pretrained
 from train_step import CONFIG, inputs, kernel_calls, numpy_unet
 
@@ -36,21 +38,23 @@ except ImportError:
     torch = None
 
 SMALL = dict(channels=(8, 32), blocks=1, attention=(1,), num_classes=10)
-NAMES = {"numpy": "NumPy", "cupy": "CuPy", "torch": "PyTorch eager", "compiled": "PyTorch compiled"}
+NAMES = {"numpy": "NumPy", "cupy": "CuPy", "captured": "CuPy captured", "torch": "PyTorch eager",
+         "compiled": "PyTorch compiled"}
 KERNEL_TOLERANCE, STEP_TOLERANCE, SAMPLE_TOLERANCE = 1e-4, 1e-3, 2e-2  # of the largest value, in float32
 
 
 def training_step(model, adam, loss_of):
-    """Two functions, in either library: the loss and all gradients as a list; the same and a step of Adam."""
+    """Two functions, in either library: the loss and all gradients as a list; the same and a step of Adam, with the
+    step's arguments."""
     def gradients():
         loss = loss_of()
         adam.zero_grad()
         loss.backward()
         return [loss, *(p.grad for p in model.parameters())]
 
-    def run():
+    def run(*args):
         gradients()
-        adam.step()
+        adam.step(*args)
 
     return gradients, run
 
@@ -59,7 +63,7 @@ class Ours:
     """npdiffusion on a device. Functions without arguments, and what they compute as lists of NumPy arrays."""
 
     def __init__(self, name):
-        self.name, self.device = name, "cuda" if name == "cupy" else "cpu"
+        self.name, self.device = name, "cpu" if name == "numpy" else "cuda"
 
     def tensor(self, a, **options):
         return Tensor(a, device=self.device, **options)
@@ -89,9 +93,14 @@ class Ours:
         x, noise = self.tensor(x), self.tensor(noise)
         t, labels = (to_device(a, self.device) for a in (t, labels))
         adam = optim.Adam(model.parameters(), lr=1e-4)
-        return training_step(model, adam, lambda: F.mse_loss(model(x, t, labels), noise))
+        gradients, run = training_step(model, adam, lambda: F.mse_loss(model(x, t, labels), noise))
+        if self.name != "captured":
+            return gradients, run
+        gradients, run = captured(gradients, model), captured(run, model)
+        return lambda: [gradients() for _ in range(4)][-1], lambda: run(np.array(adam.advance()))  # the last: replayed
 
     def sample(self, model, scheduler, shape, labels):
+        model = captured(model) if self.name == "captured" else model
         return lambda: [generate(model, scheduler, shape, labels, generator=np.random.default_rng(0))]
 
     def timed(self, function):
@@ -227,7 +236,7 @@ def measure(libraries, args):
     state = numpy_unet(config).state_dict()
     results = {"device": device_name() if any(x.device == "cuda" for x in libraries) else "CPU only",
                "tf32": args.tf32, "threads": npdiffusion.get_num_threads(), "numpy": np.__version__,
-               "cupy": backend.cupy().__version__ if any(x.name == "cupy" for x in libraries) else None,
+               "cupy": backend.cupy().__version__ if {"cupy", "captured"} & {x.name for x in libraries} else None,
                "torch": torch.__version__ if torch else None, "kernels": {}, "train_step": {}, "sampling": {}}
     print(f"{results['device']}, TF32 {'on' if args.tf32 else 'off'}; NumPy on {results['threads']} threads\n")
 
@@ -248,7 +257,7 @@ def measure(libraries, args):
     row(results["sampling"], name, name,
         compare("sampling", libraries, functions, SAMPLE_TOLERANCE, args.tf32, args.repeats))
 
-    libraries = [x for x in libraries if x.name != "compiled"]  # one op alone leaves it nothing to fuse
+    libraries = [x for x in libraries if x.name not in ("captured", "compiled")]  # of one op alone there is little
     header("kernels", libraries)
     batch = 1 if args.small else args.kernel_batch
     for name, call in kernel_calls(batch).items():
@@ -260,13 +269,14 @@ def measure(libraries, args):
 
 def header(what, libraries):
     title = {"train_step": "ms (medians)", "kernels": "forward + backward, ms"}[what]
-    print(f"\n{title:40s}" + "".join(f"{NAMES[x.name]:>18s}" for x in libraries) + f"{'CuPy: times NumPy':>20s}")
+    print(f"\n{title:40s}" + "".join(f"{NAMES[x.name]:>18s}" for x in libraries) + "  how many times as fast")
 
 
 def row(results, key, title, times):
     results[key] = times
-    ratio = f"{times['numpy'] / times['cupy']:19.1f}×" if "cupy" in times and "numpy" in times else ""
-    print(f"{title:40s}" + "".join(f"{ms:18.3f}" for ms in times.values()) + ratio, flush=True)
+    ratios = [f"{NAMES[mine]}: {times[other] / times[mine]:.1f}× {NAMES[other]}" for mine in ("cupy", "captured")
+              for other in ("numpy", "torch") if mine in times and other in times]
+    print(f"{title:40s}" + "".join(f"{ms:18.3f}" for ms in times.values()) + "  " + ", ".join(ratios), flush=True)
 
 
 def device_name():
@@ -302,7 +312,7 @@ def chosen(names):
         if missing:
             print("PyTorch with CUDA is not installed: measured without it")
         names = [name for name in names if name not in missing]
-    return [Ours(name) if name in ("numpy", "cupy") else Torch(name) for name in names]
+    return [Torch(name) if name in ("torch", "compiled") else Ours(name) for name in names]
 
 
 def main(arguments=None):

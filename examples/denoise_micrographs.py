@@ -323,11 +323,12 @@ def main():
         run = Training(model, int(np.prod(grid)), settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr)
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {np.prod(grid)} patches")
 
-        def loss(index):
+        def batch(index):
             section, row, column = np.unravel_index(index, grid)
             x0 = turned(patches[section, :, row, column], run.rng.integers(8, size=len(index)))
-            x0 = to_device(x0, args.device)
-            t = run.rng.integers(0, SCHEDULER.num_train_timesteps, len(index))
+            return x0, run.rng.integers(0, SCHEDULER.num_train_timesteps, len(index))
+
+        def loss(x0, t):
             noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
             v = SCHEDULER.get_velocity(x0, noise, t)
             return F.mse_loss(model(Tensor(SCHEDULER.add_noise(x0, noise, t)), t), Tensor(v))
@@ -338,8 +339,8 @@ def main():
             result = restored(model, noisy_version(centre, 50), 50)
             run.history.append({"minutes": run.seconds / 60, "psnr_50": float(psnr(result, centre).mean())})
 
-        run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, report=report,
-                title="DDPM on micrographs")
+        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
+                report=report, title="DDPM on micrographs")
         with run.averaged():
             scores = evaluate(model, train, test, test_set.masks, args)
     write_metrics(args.out, {**scores, "minutes": run.seconds / 60, "history": run.history})

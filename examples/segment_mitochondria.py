@@ -217,11 +217,12 @@ def main():
         run = Training(model, len(train) * PATCHES, settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr,
                        ema=0.99, weight_decay=0.02)
 
-        def loss(index):
+        def batch(index):
             patches = [random_patch(images[i], masks[i], args.patch, run.rng) for i in index % len(train)]
-            x, y = (Tensor(folded(np.stack(part)[:, None].astype(np.float32)), device=args.device)
-                    for part in zip(*patches))
-            logits = model(x)
+            return [folded(np.stack(part)[:, None].astype(np.float32)) for part in zip(*patches)]
+
+        def loss(x, y):
+            logits, y = model(Tensor(x)), Tensor(y)
             return F.binary_cross_entropy_with_logits(logits, y) + dice_loss(logits, y)
 
         def report(run):
@@ -230,7 +231,8 @@ def main():
             run.history.append({"minutes": run.seconds / 60, "step": run.step,
                                 "iou": segmentation_scores(found, test.masks[:4])["iou"]})
 
-        run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, report=report, title="mitochondria")
+        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
+                report=report, title="mitochondria")
     with run.averaged():
         found = np.stack([probability(model, image, args.tta) > 0.5 for image in test.images])
     scores = {**segmentation_scores(found, test.masks), "minutes": run.seconds / 60, "tta": args.tta,

@@ -82,14 +82,18 @@ def main():
         run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
                        weight_decay=0.02)
 
-        def loss(index):
+        def batch(index):
             x, label = digits[index]
-            return F.cross_entropy(model(Tensor(warped(x, run.rng), device=args.device)), label, label_smoothing=0.05)
+            return warped(x, run.rng), label
+
+        def loss(x, label):
+            return F.cross_entropy(model(Tensor(x)), label, label_smoothing=0.05)
 
         def report(run):
             run.history.append({"step": run.step, "accuracy": float((predictions(model, images) == labels).mean())})
 
-        run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, report=report, title="classifier")
+        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
+                report=report, title="classifier")
     with run.averaged():
         found = predictions(model, images)
     write_metrics(args.out, {"accuracy": float((found == labels).mean()), "test_digits": len(labels),

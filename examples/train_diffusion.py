@@ -3,7 +3,7 @@
     python examples/train_diffusion.py                       # an hour on 2 cores, into runs/diffusion
     python examples/train_diffusion.py --resume              # goes on where it was stopped, bit for bit
     python examples/train_diffusion.py --steps 300 --data synthetic --out runs/try
-    python examples/train_diffusion.py --device cuda         # on an NVIDIA GPU
+    python examples/train_diffusion.py --device cuda --graph # on an NVIDIA GPU, replaying a CUDA graph
     python examples/train_diffusion.py --evaluate            # the test loss of the network that comes with the package
 
 The loss is that of Ho et al. 2020, eq. 14: ‖ε − ε_θ(√ᾱ_t·x_0 + √(1 − ᾱ_t)·ε, t, label)‖², t uniform, where one label
@@ -75,16 +75,18 @@ def main():
                        ema=args.ema)
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(digits)} digits")
 
-        def loss(index):
-            (x0, labels), rng, n = digits[index], run.rng, len(index)
-            t = rng.integers(0, scheduler.num_train_timesteps, n)
-            labels = np.where(rng.random(n) < LABEL_DROPOUT, model.num_classes, labels)
-            x0 = to_device(x0, args.device)
+        def batch(index):
+            (x0, labels), n = digits[index], len(index)
+            t = run.rng.integers(0, scheduler.num_train_timesteps, n)
+            return x0, t, np.where(run.rng.random(n) < LABEL_DROPOUT, model.num_classes, labels)
+
+        def loss(x0, t, labels):
             noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
             return F.mse_loss(model(Tensor(scheduler.add_noise(x0, noise, t)), t, labels), Tensor(noise))
 
-        run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, title="DDPM on digits",
-                report=lambda run: sample_sheet(model, scheduler, args.out / f"samples-{run.step:06d}.png"))
+        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
+                report=lambda run: sample_sheet(model, scheduler, args.out / f"samples-{run.step:06d}.png"),
+                title="DDPM on digits")
     with run.averaged():
         error = epsilon_mse(model, scheduler, test)
     write_metrics(args.out, {"epsilon_mse": error, "minutes": run.seconds / 60})

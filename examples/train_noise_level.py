@@ -14,7 +14,7 @@ from command_line import parse, parser_for, settings_of, told_plainly, write_met
 
 import numpy as np
 
-from npdiffusion import Tensor, to_device
+from npdiffusion import Tensor
 from npdiffusion.data import load_digits
 from npdiffusion.diffusion import DDPMScheduler, denoise
 from npdiffusion.figures import save_figure
@@ -184,13 +184,16 @@ def main():
         run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr)
         print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(digits)} digits")
 
-        def loss(index):
-            x0 = to_device(digits.images[index], args.device)
+        def batch(index):
             t = run.rng.integers(0, scheduler.num_train_timesteps, len(index))
-            noisy = scheduler.add_noise(x0, run.device_rng.standard_normal(x0.shape, dtype=np.float32), t)
-            return laplace_nll(model(Tensor(noisy)), -2 * np.log(scheduler.sigmas[t]))
+            return digits.images[index], t, -2 * np.log(scheduler.sigmas[t])
 
-        run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, title="noise level of digits")
+        def loss(x0, t, log_snr):
+            noisy = scheduler.add_noise(x0, run.device_rng.standard_normal(x0.shape, dtype=np.float32), t)
+            return laplace_nll(model(Tensor(noisy)), log_snr)
+
+        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
+                title="noise level of digits")
     with run.averaged():
         metrics = evaluate(model, scheduler, digits, test, args.pictures, args.grid, args.out)
     write_metrics(args.out, {**metrics, "test_digits": len(test), "minutes": run.seconds / 60})

@@ -187,15 +187,19 @@ def main():
                        weight_decay=0.01)
         print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(digits)} digits")
 
-        def loss(index):
-            x = Tensor(digits.images[index], device=args.device)
+        def batch(index):
+            return [digits.images[index]]
+
+        def loss(x):
+            x = Tensor(x)
             logits, mean, logvar = model(x, run.device_rng)
             return vae_loss(logits, x, mean, logvar, args.beta)
 
         def report(run):
             run.history.append({"step": run.step, "neg_elbo_nats": float(bound(model, images[:1000], 1).sum(1).mean())})
 
-        run.fit(loss, args.out, resume=args.resume, save_minutes=args.save_minutes, report=report, title="VAE")
+        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
+                report=report, title="VAE")
         with run.averaged():
             nll, kl = bound(model, images).mean(0, dtype=np.float64)
             codes = in_batches(lambda x: model.encode(Tensor(x, device=args.device))[0].cpu().data, images)

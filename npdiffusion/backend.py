@@ -100,6 +100,9 @@ def to_device(array, device):
         xp.cuda.Device(int(number)).use()
     elif array_module(array) is not np:
         return array
+    if array_module(array) is np and xp.cuda.get_current_stream().is_capturing():  # CuPy would record the copy
+        raise RuntimeError(f"an array of the CPU, of shape {array.shape}, would be copied to the GPU only once; pass "
+                           "it as an argument, or move it there before")
     return array if device_of(array) == device else xp.asarray(array)
 
 
@@ -182,8 +185,10 @@ def default_generator(device="cpu"):
     """
     if device == "cpu":
         return _generator
+    if device == "cuda":
+        device = f"cuda:{cupy().cuda.Device().id}"  # the current one
     if device not in _device_generators:
         from .kernels.cupy.random import Generator
-        device = device_of(to_device(np.zeros(1), device))  # "cuda" is "cuda:0", or another if that is the current one
+        device = device_of(to_device(np.zeros(1), device))
         _device_generators.setdefault(device, Generator(_seed))
     return _device_generators[device]

@@ -20,7 +20,6 @@ class Optimizer:
     """
 
     buffers = ()  # names of the lists of arrays that a subclass keeps, one array for each parameter
-    changing = None
 
     def __init__(self, parameters, lr):
         self.parameters = list(parameters)
@@ -47,17 +46,26 @@ class Optimizer:
         for p in self.parameters:
             p.grad = None
 
-    def step(self):
-        """Move every parameter that has a gradient."""
-        self.steps += self.changing is None
+    def advance(self):
+        """Count a step; returns the numbers that change from step to step, lr first."""
+        self.steps += 1
+        return [self.lr]
+
+    def step(self, changing=None):
+        """Move every parameter that has a gradient.
+
+        changing: what ``advance()`` returned, as an array on the GPU, for a step that is captured in a CUDA graph:
+        a replay reads it there, where a number would stay what it was. By default the step advances by itself.
+        """
+        changing = self.advance() if changing is None else changing
         self._follow()
         grads = [p.grad for p in self.parameters]
         if self._flat and all(g is not None for g in grads):
             w, *state = self._flat
-            return self.update(w, _gathered(grads), *state)
+            return self.update(changing, w, _gathered(grads), *state)
         for w, g, *state in zip(self._places, grads, *(getattr(self, name) for name in self.buffers)):
             if g is not None:
-                self.update(w, g, *state)
+                self.update(changing, w, g, *state)
 
     def state_dict(self):
         """{name: array or number} to go on from; the arrays are the optimiser's own."""
@@ -90,23 +98,20 @@ class SGD(Optimizer):
         super().__init__(parameters, lr)
         self.momentum, self.weight_decay = momentum, weight_decay
 
-    def update(self, w, g, v):
+    def update(self, changing, w, g, v):
         if self.weight_decay:
             g = g + self.weight_decay * w
         if self.momentum:
             v *= self.momentum
             v += g
             g = v
-        w -= self.lr * g
+        w -= changing[0] * g
 
 
 class Adam(Optimizer):
     """m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², w ← w − lr·m̂/(√v̂ + ε) (Kingma & Ba 2015, alg. 1).
 
     m̂ = m/(1 − β₁^k) and v̂ = v/(1 − β₂^k) at step k. weight_decay λ adds λ·w to g.
-
-    For a step that is captured in a CUDA graph and replayed, ``advance()`` before each step: what changes from step to
-    step then lies on the GPU.
     """
 
     buffers = ("m", "v")
@@ -119,22 +124,16 @@ class Adam(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def advance(self):
-        """Count a step, and write lr, 1 − β₁^k and 1 − β₂^k to the array ``changing`` on the GPU, where ``step`` (which
-        from now on counts no more) will read them."""
-        self.steps += 1
-        now = beside(np.array([self.lr, *(1 - beta ** self.steps for beta in self.betas)]), self.parameters[0].data)
-        if self.changing is None:
-            self.changing = now
-        else:
-            self.changing[...] = now
+        """Count step k; returns lr, 1 − β₁^k and 1 − β₂^k."""
+        return [*super().advance(), *(1 - beta ** self.steps for beta in self.betas)]
 
-    def update(self, w, g, m, v):
+    def update(self, changing, w, g, m, v):
         beta1, beta2 = self.betas
         if device_of(w) != "cpu" and _alike_in_memory(w, g, m, v):
-            return kernels(w).adam(w, g, m, v, self.lr, beta1, beta2, self.eps, self.weight_decay, self.decoupled,
-                                   self.steps, self.changing)
+            return kernels(w).adam(w, g, m, v, changing, beta1, beta2, self.eps, self.weight_decay, self.decoupled)
+        lr, correction1, correction2 = map(float, changing)
         if self.weight_decay and self.decoupled:
-            w *= 1 - self.lr * self.weight_decay
+            w *= 1 - lr * self.weight_decay
         elif self.weight_decay:
             g = g + self.weight_decay * w
         m *= beta1
@@ -142,9 +141,9 @@ class Adam(Optimizer):
         v *= beta2
         v += (1 - beta2) * (g * g)
         root = array_module(v).sqrt(v)
-        root *= 1 / math.sqrt(1 - beta2 ** self.steps)
+        root *= 1 / math.sqrt(correction2)
         root += self.eps
-        w -= (self.lr / (1 - beta1 ** self.steps)) * m / root
+        w -= (lr / correction1) * m / root
 
 
 class AdamW(Adam):
@@ -211,17 +210,21 @@ class EMA:
             self._places, self._flat = places, _flat(places, averages)
         return state
 
-    def update(self):
-        """Take the parameters' present values into the average."""
+    def advance(self):
+        """Count update k; returns its decay d."""
         self.updates += 1
-        d = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
+    def update(self, decay=None):
+        """Take the parameters' present values into the average. decay: see ``Optimizer.step``, an array ()."""
+        decay = self.advance() if decay is None else decay
         state = self._follow()
         if self._flat:
             w, average = self._flat
-            return kernels(w).ema(average, w, d)
+            return kernels(w).ema(average, w, decay)
         for name, w in state.items():
             s = self.weights[name]
-            s += (1 - d) * (w - s)
+            s += (1 - float(decay)) * (w - s)
 
     def swap(self):
         """Exchange averages and parameters; call again to change back."""

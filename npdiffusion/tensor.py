@@ -39,13 +39,14 @@ class Node:
     """One recorded op: edges to what its inputs came from, and the closure for their gradients.
 
     An edge is another Node, a leaf Tensor, or None where no gradient is wanted. A node does not hold
-    its own result: only what the closure needs stays in memory.
+    its own result: only what the closure needs stays in memory. ``adds``: see ``record``.
     """
 
-    __slots__ = ("name", "edges", "backward", "shape", "dtype")
+    __slots__ = ("name", "edges", "backward", "shape", "dtype", "adds")
 
-    def __init__(self, name, edges, backward, shape, dtype):
-        self.name, self.edges, self.backward, self.shape, self.dtype = name, edges, backward, shape, dtype
+    def __init__(self, name, edges, backward, shape, dtype, adds):
+        self.name, self.edges, self.backward, self.adds = name, edges, backward, adds
+        self.shape, self.dtype = shape, dtype
 
 
 class Tensor:
@@ -179,7 +180,8 @@ class Tensor:
             node.edges, node.backward = (), None  # frees the closure's arrays after this turn
             if arriving is None:
                 continue
-            given = [(edge, _fitted(g, edge, node)) for edge, g in zip(edges, backward(arriving))
+            more = grads.pop(edges[0], (None, False))[:1] if node.adds else ()
+            given = [(edge, _fitted(g, edge, node)) for edge, g in zip(edges, backward(arriving, *more))
                      if edge is not None and g is not None]
             for i, (edge, g) in enumerate(given):
                 others = [arriving, *(other for j, (_, other) in enumerate(given) if j != i)]
@@ -268,7 +270,7 @@ def _topological_order(root):
     return order
 
 
-def record(data, name, inputs, backward):
+def record(data, name, inputs, backward, adds=False):
     """A Tensor of ``data``, the result of an op, and its place in the graph.
 
     Args:
@@ -278,11 +280,13 @@ def record(data, name, inputs, backward):
         backward: function of the result's gradient; returns one gradient (or None) for each input: a new array, or a
             view of the gradient it got, never of what it keeps. Where an input was broadcast the engine sums over
             the added axes. The function should hold on to arrays, not Tensors, and to no more than it needs.
+        adds: whether it has a second argument: what other ops have given as the gradient of the first input so far
+            (an array, or None), which it adds to its own. In a kernel this is cheaper than afterwards.
     """
     out = Tensor(data)
     if _recording and data.dtype.kind == "f" and any(x.requires_grad for x in inputs):
         edges = tuple((x.node or x) if x.requires_grad else None for x in inputs)
-        out.requires_grad, out.node = True, Node(name, edges, backward, data.shape, data.dtype)
+        out.requires_grad, out.node = True, Node(name, edges, backward, data.shape, data.dtype, adds)
     return out
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from .backend import array_module, default_generator, to_device
 from .checkpoint import load_file, save_file
 from .figures import save_figure
 from .files import atomic_write
+from .graphs import captured
 from .models import save_model
 from .optim import EMA, AdamW, clip_grad_norm_, warmup_cosine
 
@@ -63,11 +65,14 @@ class Training:
         self.losses = []  # since the last row, as they come: on a GPU nothing waits for them
         self.history = []
 
-    def fit(self, loss, out, *, resume=False, save_minutes=5.0, report=None, title=""):
+    def fit(self, loss, out, *, batch=None, graph=False, resume=False, save_minutes=5.0, report=None, title=""):
         """Train until ``steps``; Ctrl-C finishes the step in hand, saves and exits.
 
         Args:
             loss: called with the indices (batch_size,) of a batch, returns the loss, a Tensor of one element.
+            batch: called with the indices, returns arrays; the loss is then called with those, on the model's device.
+            graph: on a GPU record a step as a CUDA graph and replay it (see ``graphs.Captured``): the loss may draw
+                from ``device_rng`` there, and all else that changes must come from ``batch``, always of one shape.
             out: directory. resume: go on from its checkpoint.
             save_minutes: time between checkpoints.
             report: called with this object before each checkpoint and at the end, with the averaged weights in the
@@ -75,6 +80,7 @@ class Training:
             title: of the loss curve.
 
         Raises:
+            RuntimeError: the step cannot be recorded. ValueError: ``graph`` without ``batch``.
             SystemExit: there is a checkpoint but ``resume`` was not asked for, or one of other settings; or the
                 training was stopped (after saving). The message says how to go on.
             FileNotFoundError, ValueError: nothing to resume from, or a damaged checkpoint.
@@ -85,12 +91,16 @@ class Training:
             self.load(checkpoint)
         elif checkpoint.exists():
             raise SystemExit(f"{checkpoint} exists: go on with --resume, or choose another --out")
+        if graph and batch is None:
+            raise ValueError("fit(graph=True) needs batch=, which makes on the CPU what changes from step to step")
+        descend = partial(self.descend, loss)
+        descend = captured(descend, self.model) if graph else descend
         finished, saved = self.step >= self.steps, time.monotonic()
         with stop_requests() as stop, tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
                                            unit="img", unit_scale=True, smoothing=0.05) as bar:
             while self.step < self.steps and not stop:
                 started = time.perf_counter()
-                self.losses.append(self.train_step(loss))
+                self.losses.append(self.train_step(descend, batch))
                 row = self.step % LOG_EVERY == 0 or self.step == self.steps
                 mean = float(np.mean(floats(self.losses))) if row else None
                 self.seconds += time.perf_counter() - started
@@ -108,17 +118,27 @@ class Training:
         if not finished:
             self.write(out, report, title)
 
-    def train_step(self, loss):
-        """One step of gradient descent on the next batch; returns the loss, an array of one element."""
+    def train_step(self, descend, batch=None):
+        """One step on the next batch; ``descend``: see there, with the loss given. Returns the loss, an array of one
+        element."""
         self.model.train()
-        value = loss(self.next_batch())
+        index, device = self.next_batch(), self.model.device
+        arrays = [index] if batch is None else [to_device(a, device) for a in batch(index)]
+        self.optimizer.lr = self.peak_lr * warmup_cosine(self.step, self.steps, min(500, self.steps // 10 + 1))
+        numbers = np.array([*self.optimizer.advance(), self.ema.advance()])
+        value = descend(to_device(numbers, device), *arrays)
+        self.step += 1
+        return value
+
+    def descend(self, loss, numbers, *arrays):
+        """Gradient descent on loss(*arrays); numbers: what the optimiser's and the average's ``advance`` returned."""
+        value = loss(*arrays)
         self.optimizer.zero_grad()
         value.backward()
         clip_grad_norm_(self.optimizer.parameters, self.clip)
-        self.optimizer.lr = self.peak_lr * warmup_cosine(self.step, self.steps, min(500, self.steps // 10 + 1))
-        self.optimizer.step()
-        self.ema.update()
-        self.step += 1
+        self.optimizer.step(numbers[:-1])
+        self.ema.update(numbers[-1])
+        self.optimizer.zero_grad()  # a recording's gradients lie in memory that ends with it
         return value.data
 
     def next_batch(self):

@@ -3,8 +3,8 @@
 ``compile(source, options)`` turns a .cu text into a library with the header cuda_on_cpu/cuda_on_cpu.h, which says
 how threads and barriers are imitated; its ``launch`` takes NumPy arrays where a kernel takes pointers. It is
 stricter than a GPU: every argument must have exactly the parameter's C type (on a GPU, a Python int where an int
-is expected is read as garbage or passes by luck), arrays must fill their memory densely, and a kernel that
-writes outside an array is caught. What it reads outside is NaN.
+is expected is read as garbage or passes by luck), arrays must fill their memory densely (but for kernels that are told
+strides), and a kernel that writes outside an array is caught. What it reads outside is NaN.
 
 Needs a C++ compiler: $CXX, g++, clang++, or ``pip install ziglang``.
 """
@@ -31,6 +31,7 @@ BUILD = HEADER.parent / "__pycache__"
 KERNEL = re.compile(r'extern "C" __global__ void\s*(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)')
 TYPES = {"bool": "?", "int": "i4", "unsigned": "u4", "long long": "i8", "unsigned long long": "u8", "float": "f4",
          "double": "f8", "unsigned char": "u1"}
+STRIDED = "product_"  # how the names of kernels begin that take arrays of any strides to read
 ZONE = 4096  # bytes around each array that no kernel may write to
 LIMITS = (2**31 - 1, 65535, 65535), (1024, 1024, 64)  # blocks and threads along x, y, z
 
@@ -79,8 +80,8 @@ def _compile(source, defines):
 
 
 def _parameter(text):
-    """The type of a parameter like ``const real *__restrict__ x``: "real *"."""
-    type, _, name = re.sub(r"\bconst\b|__restrict__", " ", text).strip().rpartition(" ")
+    """The type of a parameter like ``const real *__restrict__ x``: "const real *"."""
+    type, _, name = text.replace("__restrict__", " ").strip().rpartition(" ")
     return f"{' '.join(type.replace('*', ' ').split())}{' *' if '*' in type + name else ''}"
 
 
@@ -111,7 +112,7 @@ class Kernels:
         triple = ctypes.c_int * 3
         if getattr(self.library, f"run_{name}")(triple(*grid), triple(*block), values):
             raise RuntimeError(f"{name}: some threads wait at a barrier that others never reach")
-        for where, memory, buffer, start in guarded.values():
+        for where, memory, buffer, start, _ in guarded.values():
             if not ((buffer[:start] == 255).all() and (buffer[start + len(memory):] == 255).all()):
                 raise RuntimeError(f"{where}: written outside of the array")
             memory[:] = buffer[start:start + len(memory)]
@@ -132,20 +133,23 @@ class Kernels:
         """The address of a copy of the array between zones of NaN, which ``launch`` copies back. None is NULL."""
         if arg is None:
             return np.zeros(1, "u8")
-        if not isinstance(arg, np.ndarray) or arg.dtype != np.dtype(self.types[type]):
+        read_only = type.startswith("const ")
+        if not isinstance(arg, np.ndarray) or arg.dtype != np.dtype(self.types[type.removeprefix("const ")]):
             raise TypeError(f"{where}: got {getattr(arg, 'dtype', arg)!r}")
-        low, high = np.lib.array_utils.byte_bounds(arg)
-        if arg.size and (high - low != arg.nbytes or low != arg.ctypes.data):
+        low, high = np.lib.array_utils.byte_bounds(arg) if arg.size else 2 * (arg.ctypes.data,)
+        size = high - low
+        if not (read_only and where.startswith(STRIDED)) and (size != arg.nbytes or low != arg.ctypes.data):
             raise ValueError(f"{where}: the array's memory has gaps: shape {arg.shape}, strides {arg.strides}")
-        key = arg.ctypes.data, arg.nbytes
+        key = low, size
         if key not in guarded:
-            for other, memory, *_ in guarded.values():
-                if arg.nbytes and np.may_share_memory(arg, memory):
+            for other, memory, _, _, other_read_only in guarded.values():
+                if size and np.may_share_memory(arg, memory) and not (read_only and other_read_only):
                     raise ValueError(f"{where}: overlaps with {other}")
-            memory = np.frombuffer((ctypes.c_ubyte * arg.nbytes).from_address(low), np.uint8) if arg.nbytes else (
+            memory = np.frombuffer((ctypes.c_ubyte * size).from_address(low), np.uint8) if size else (
                 np.empty(0, np.uint8))
-            buffer = np.full(ZONE + 64 + arg.nbytes + ZONE, 255, np.uint8)
+            buffer = np.full(ZONE + 64 + size + ZONE, 255, np.uint8)
             start = ZONE + (low - buffer.ctypes.data - ZONE) % 64  # aligned as the array itself
-            buffer[start:start + arg.nbytes] = memory
-            guarded[key] = where, memory, buffer, start
-        return np.array([guarded[key][2].ctypes.data + guarded[key][3]], np.uint64)
+            buffer[start:start + size] = memory
+            guarded[key] = where, memory, buffer, start, read_only
+        _, _, buffer, start, _ = guarded[key]
+        return np.array([buffer.ctypes.data + start + arg.ctypes.data - low], np.uint64)

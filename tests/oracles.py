@@ -120,12 +120,12 @@ def dropout(input, p, training, generator):
 
 
 @oracle
-def softmax(input, dim):
+def softmax(input, dim, scale=1.0):
     dim %= input.ndim
 
     def element(index):
-        line = [input[index[:dim] + (k,) + index[dim + 1:]].item() for k in range(input.shape[dim])]
-        return math.exp(input[index].item()) / sum(map(math.exp, line))
+        line = [math.exp(scale * input[index[:dim] + (k,) + index[dim + 1:]].item()) for k in range(input.shape[dim])]
+        return line[index[dim]] / sum(line)
 
     return filled(input.shape, element)
 
@@ -363,7 +363,7 @@ def pixel(x, n, c, row, column, outside=0.0):
 
 
 @batched
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, onto=None):
     (sh, sw), (dh, dw), (o, c, kh, kw) = pair(stride), pair(dilation), weight.shape
     spans = dh * (kh - 1), dw * (kw - 1)
     if padding == "same":
@@ -376,7 +376,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     def element(index):
         n, out, p, q = index
         first = out // (o // groups) * c  # the first input channel of this output channel's group
-        y = 0.0 if bias is None else bias[out].item()
+        y = (0.0 if bias is None else bias[out].item()) + (0.0 if onto is None else onto[..., out, p, q].ravel()[n])
         for i, k, j in itertools.product(range(c), range(kh), range(kw)):
             y += weight[out, i, k, j].item() * pixel(
                 input, n, first + i, p * sh + k * dh - before[0], q * sw + j * dw - before[1])
@@ -475,14 +475,18 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     xhat = standardised(input, grouped.values(), eps)
 
     def factor(p, default, index):
-        return default if p is None else p[index[:2] if p.ndim == 2 else index[1]].item()
+        return default if p is None else p[index[1]].item()
 
     return filled(input.shape, lambda index: xhat[index] * factor(weight, 1.0, index) + factor(bias, 0.0, index))
 
 
 @oracle
-def group_norm_silu(input, num_groups, weight=None, bias=None, eps=1e-5):
-    return each(lambda x: x * sigma(x), group_norm(input, num_groups, weight, bias, eps))
+def group_norm_silu(input, num_groups, weight=None, bias=None, scale_shift=None, eps=1e-5):
+    y, c = group_norm(input, num_groups, weight, bias, eps), input.shape[1]
+    if scale_shift is not None:
+        y = filled(y.shape, lambda index: y[index] * (1 + scale_shift[index[0], index[1]]) + scale_shift[
+            index[0], c + index[1]])
+    return each(lambda x: x * sigma(x), y)
 
 
 @oracle

@@ -6,11 +6,18 @@ them with the real package where it is installed). RawModule runs the CUDA sourc
 
 ``counts`` counts what a GPU would have to be waited for (reading a value, masks) and what is copied to it;
 ``forbid_waiting`` makes the former an error.
+
+A capturing stream executes nothing, as far as can be seen: what is called (each function under ``@op``) is recorded,
+and all memory is at the end as it was before, new memory is poison. A graph's ``launch`` calls it all again. Refused
+are waiting, copies to the GPU, cuBLAS, what CuPy would have to compile first, and memory of the common pool; and a
+launch when memory that was there before, or the graph's pool, has been freed.
 """
 
 import contextlib
+import functools
 import time
 import types
+import weakref
 from collections import Counter
 
 import cuda_on_cpu
@@ -35,7 +42,145 @@ def forbid_waiting():
 
 def wait(what):
     assert not _forbidden, f"{what} waits for the GPU"
+    if Stream.current.graph:
+        raise RuntimeError(f"the current stream is capturing, so synchronous API calls are disallowed: {what}")
     counts["waits"] += 1
+
+
+def copied():
+    """An array of the CPU is copied to the GPU. (While capturing CuPy would record the copy of a passing buffer.)"""
+    assert not Stream.current.graph, "a copy to the GPU is captured"
+    counts["copies"] += 1
+
+
+def op(f):
+    """Make a function one that is recorded while capturing."""
+    @functools.wraps(f)
+    def call(*args, **kwargs):
+        graph = Stream.current.graph
+        known = f.__name__, frozenset(x.dtype.name for x in arrays_in([*args, *kwargs.values()]))
+        if graph is None:
+            compiled.add(known)
+        return graph.record(known, f, args, kwargs) if graph and not graph.busy else f(*args, **kwargs)
+
+    return call
+
+
+compiled = set()  # (function, dtypes) of what was called before
+
+
+def arrays_in(args):
+    for x in args:
+        if isinstance(x, ndarray):
+            yield x
+        elif isinstance(x, (list, tuple)):
+            yield from arrays_in(x)
+
+
+class Graph:
+    """What was called while capturing."""
+
+    def __init__(self):
+        self.calls, self.new, self.before, self.busy = [], {}, {}, False
+
+    def record(self, known, f, args, kwargs):
+        if known not in compiled:
+            raise RuntimeError(f"{known[0]} of {', '.join(known[1])} would be compiled while capturing")
+        for x in arrays_in([*args, *kwargs.values()]):
+            root = x if x.base is None else x.base
+            if id(root) not in self.before | self.new:
+                self.before[id(root)] = weakref.ref(root), root._a, root._a.copy()
+        self.busy = True
+        try:
+            result = f(*args, **kwargs)
+        finally:
+            self.busy = False
+        place = result._a if id(result) in self.new else None
+        self.calls.append((place, f, self._held(args), {name: self._held(x) for name, x in kwargs.items()}))
+        return result
+
+    def _held(self, x):
+        """An argument; an array that was there before without what keeps its memory alive."""
+        if isinstance(x, (list, tuple)):
+            return type(x)(map(self._held, x))
+        if not isinstance(x, ndarray) or id(x if x.base is None else x.base) in self.new:
+            return x
+        alone = ndarray.__new__(ndarray)
+        alone._a, alone.base = x._a, None
+        return alone
+
+    def made(self, array):
+        """New memory: refused unless it is of a pool of its own."""
+        if _allocator is None:
+            raise RuntimeError("memory of the common pool is captured: others may be given it later")
+        self.pool = weakref.ref(_allocator.__self__)
+        self.new[id(array)] = array
+
+    def end(self):
+        for _, memory, copy in self.before.values():
+            memory[...] = copy
+        for array in self.new.values():
+            poison(array._a)
+
+    def upload(self, stream=None):
+        pass
+
+    def launch(self, stream=None):
+        if any(root() is None for root, *_ in self.before.values()) or self.new and self.pool() is None:
+            raise RuntimeError("the graph's memory was freed")
+        for place, f, args, kwargs in self.calls:
+            result = f(*args, **kwargs)
+            if place is not None:
+                place[...] = result._a
+
+
+class Stream:
+    """The null stream is Stream.null; only ``current`` and capturing have a meaning here."""
+
+    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
+        self.null, self.graph, self.before = null, None, []
+
+    def __enter__(self):
+        self.before.append(Stream.current)
+        Stream.current = self
+
+    def __exit__(self, *exc):
+        Stream.current = self.before.pop()
+        assert not self.graph, "left while capturing"
+
+    def begin_capture(self, mode=None):
+        if self.null or self.graph:
+            raise RuntimeError("cannot capture on the default (legacy) stream" if self.null else "is capturing already")
+        self.graph = Graph()
+
+    def end_capture(self):
+        if self.graph is None:
+            raise RuntimeError("cudaErrorIllegalState")
+        graph, self.graph = self.graph, None
+        graph.end()
+        return graph
+
+    def is_capturing(self):
+        return self.graph is not None
+
+
+Stream.current = Stream(null=True)
+_allocator = None
+
+
+class MemoryPool:
+    def malloc(self, size):
+        raise NotImplementedError("the stand-in's memory is NumPy's")
+
+
+@contextlib.contextmanager
+def using_allocator(allocator=None):
+    global _allocator
+    before, _allocator = _allocator, allocator
+    try:
+        yield
+    finally:
+        _allocator = before
 
 
 def bare(x, what="operand"):
@@ -63,7 +208,7 @@ class Flags:
 
 
 class ndarray:
-    __slots__ = ("_a", "base")
+    __slots__ = ("_a", "base", "__weakref__")
     __module__ = "cupy"
     __array_priority__ = 100
     __hash__ = None
@@ -73,6 +218,8 @@ class ndarray:
             _array = np.empty(shape, dtype, order)
             poison(_array)
         self._a, self.base = _array, _base
+        if Stream.current.graph and _base is None:
+            Stream.current.graph.made(self)
 
     def _seen(self, a):
         """A view of this array's memory."""
@@ -251,7 +398,7 @@ def ufunc(name):
         return out
 
     call.__name__ = name
-    return call
+    return op(call)
 
 
 UFUNCS = """abs absolute add arctan2 ceil cos divide equal exp expm1 floor floor_divide fmax fmin greater greater_equal
@@ -269,17 +416,24 @@ for _name in UFUNCS:
 
 
 def function(f):
-    setattr(module, f.__name__, f)
+    setattr(module, f.__name__, op(f))
     return f
+
+
+def cublas():
+    if Stream.current.graph:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
 
 
 @function
 def matmul(x1, x2, out=None):
+    cublas()
     return new(np.matmul(bare(x1), bare(x2)))
 
 
 @function
 def dot(a, b, out=None):
+    cublas()
     return new(np.dot(bare(a), bare(b)))
 
 
@@ -303,6 +457,9 @@ ndarray.__abs__ = lambda self: module.absolute(self)
 ndarray.__invert__ = lambda self: module.invert(self)
 for _name in [n for n, v in vars(ndarray).items() if isinstance(v, types.FunctionType)]:
     getattr(ndarray, _name).__name__ = _name
+for _name in """copy astype reshape ravel flatten take repeat __getitem__ __setitem__ fill clip sum mean max min argmax
+        argmin all any""".split():
+    setattr(ndarray, _name, op(getattr(ndarray, _name)))
 
 
 # Making arrays
@@ -314,7 +471,7 @@ def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocki
         return ndarray(_array=np.array(obj._a, dtype, order=order))
     if isinstance(obj, (list, tuple)) and any(isinstance(x, ndarray) for x in obj):
         raise TypeError("array() of a list of arrays: use stack()")
-    counts["copies"] += 1
+    copied()
     return new(np.array(obj, dtype))
 
 
@@ -392,11 +549,15 @@ def tri(N, M=None, k=0, dtype=float):
 
 @function
 def concatenate(tup, axis=0, out=None, *, dtype=None, casting="same_kind"):
+    if len(tup) > 8:
+        copied()  # their addresses
     return new(np.concatenate(bares(list(tup)), axis))
 
 
 @function
 def stack(tup, axis=0, out=None, *, dtype=None, casting="same_kind"):
+    if len(tup) > 8:
+        copied()
     return new(np.stack(bares(list(tup)), axis))
 
 
@@ -476,6 +637,8 @@ def may_share_memory(a, b, max_work=None):
 class RawModule:
     def __init__(self, code=None, *, path=None, options=(), backend="nvrtc", translate_cucomplex=False,
                  enable_cooperative_groups=False, name_expressions=None, jitify=False):
+        if Stream.current.graph:
+            raise RuntimeError("a RawModule would be compiled while capturing")
         self.kernels = cuda_on_cpu.compile(code, options)
 
     def get_function(self, name):
@@ -483,7 +646,8 @@ class RawModule:
             counts["launches"] += 1
             self.kernels.launch(name, grid, block, [x._a if isinstance(x, ndarray) else x for x in args], shared_mem)
 
-        return kernel
+        kernel.__name__ = name
+        return op(kernel)
 
 
 class Device:
@@ -507,6 +671,10 @@ class Event:
         wait("synchronize()")
 
 
+def get_current_stream(device_id=-1):
+    return Stream.current
+
+
 def get_elapsed_time(start_event, end_event):
     return 1e3 * (end_event.time - start_event.time)
 
@@ -521,7 +689,8 @@ module._core = types.SimpleNamespace(
     set_compute_type=lambda dtype, compute_type: None,
     _routines_linalg=types.SimpleNamespace(COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=4))
 module.cuda = types.SimpleNamespace(
-    Device=Device, Event=Event, get_elapsed_time=get_elapsed_time, runtime=types.SimpleNamespace(
+    Device=Device, Event=Event, Graph=Graph, MemoryPool=MemoryPool, Stream=Stream, using_allocator=using_allocator,
+    get_current_stream=get_current_stream, get_elapsed_time=get_elapsed_time, runtime=types.SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda device: {"name": b"a CPU in the place of a GPU"}))
 module.__version__ = "stand-in"
 
@@ -530,8 +699,10 @@ def names():
     """{"ndarray.sum", "exp", ...}: all that CuPy must have too."""
     own = {n for n in vars(module) if not n.startswith("__")} | {
         "cuda.Device.use", "cuda.Device.synchronize", "cuda.Event.record", "cuda.Event.synchronize",
+        "cuda.Graph.launch", "cuda.Graph.upload", "cuda.MemoryPool.malloc", "cuda.Stream.begin_capture",
+        "cuda.Stream.end_capture", "cuda.Stream.is_capturing", "cuda.get_current_stream", "cuda.using_allocator",
         "cuda.get_elapsed_time", "cuda.runtime.getDeviceCount", "cuda.runtime.getDeviceProperties",
         *(f"_core.{n}" for n in vars(module._core)),
         *(f"_core._routines_linalg.{n}" for n in vars(module._core._routines_linalg))}
-    return own | {f"ndarray.{n}" for n in vars(ndarray) if n not in ("_a", "_seen", "_view_or_copy", "_index",
-                                                                     "__module__", "__slots__", "__doc__")}
+    return own | {f"ndarray.{n}" for n in vars(ndarray) if n not in (
+        "_a", "_seen", "_view_or_copy", "_index", "__module__", "__slots__", "__weakref__", "__doc__")}

@@ -217,7 +217,13 @@ def _(d):
     return (d.array(*d.shape()),), {"p": p, "training": d.pick(True, True, False), "seed": d.int(0, 9)}
 
 
-@case("softmax", "log_softmax")
+@case("softmax")
+def _(d):
+    shape = d.shape(least=1)
+    return (d.array(*shape, scale=2.0), d.int(-len(shape), len(shape) - 1), d.pick(1.0, 0.3, -0.7)), {}
+
+
+@case("log_softmax")
 def _(d):
     shape = d.shape(least=1)
     return (d.array(*shape, scale=2.0), d.int(-len(shape), len(shape) - 1)), {}
@@ -417,10 +423,10 @@ def _(d):
         stride, dilation = d.ints(1, 3) if padding != "same" else 1, d.pick(1, d.ints(1, 2))
         c, o = d.int(1, 3) * groups, d.int(1, 3) * groups
     least = 1 + 2 * (max(kernel) - 1)
-    x = d.image(c, least if padding != "same" else 1, least + 3)
-    return (x, d.array(o, c // groups, *kernel), d.maybe(o)), {
-        "stride": stride, "padding": d.ints(0, 2) if padding == "some" else padding, "dilation": dilation,
-        "groups": groups}
+    x, weight = d.image(c, least if padding != "same" else 1, least + 3), d.array(o, c // groups, *kernel)
+    args = stride, d.ints(0, 2) if padding == "some" else padding, dilation, groups
+    shape = F.conv2d(Tensor(x), Tensor(weight), None, *args).shape
+    return (x, weight, d.maybe(o), *args, d.maybe(*shape)), {}
 
 
 @case("conv_transpose2d")
@@ -467,8 +473,8 @@ def _(d):
     groups, n = d.int(1, 3), d.int(1, 3)
     c = groups * d.int(1, 3)
     x = d.array(n, c, *[2 * k for k in d.shape(most=3)], 2, shift=d.pick(0.0, 2.0, 50.0))
-    shape = d.pick((c,), (n, c)) if d.name == "group_norm_silu" else (c,)
-    return (x, groups, d.maybe(*shape), d.maybe(*shape)), {"eps": d.pick(1e-5, 1e-2)}
+    conditions = (d.maybe(n, 2 * c),) if d.name == "group_norm_silu" else ()
+    return (x, groups, d.maybe(c), d.maybe(c), *conditions), {"eps": d.pick(1e-5, 1e-2)}
 
 
 @case("layer_norm")

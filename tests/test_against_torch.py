@@ -249,6 +249,13 @@ def test_norms():
             agree(lambda x, w, b: F.group_norm_silu(x, groups, w, b),
                   lambda x, w, b: TF.silu(TF.group_norm(x, groups, w, b)),
                   normal(*shape), normal(4), normal(4, seed=1))
+
+            def conditioned(x, w, b, scale_shift):
+                scale, shift = (p.reshape(len(x), 4, *[1] * (x.ndim - 2)) for p in scale_shift.chunk(2, 1))
+                return TF.silu(TF.group_norm(x, groups, w, b) * (1 + scale) + shift)
+
+            agree(lambda x, w, b, s: F.group_norm_silu(x, groups, w, b, s), conditioned,
+                  normal(*shape), normal(4), normal(4, seed=1), normal(len(normal(*shape)), 8, seed=2))
     for last in [(6,), (7, 6)]:
         same("layer_norm", image, arguments=(last,))
         agree(lambda x, w, b: F.layer_norm(x, last, w, b, 1e-3), lambda x, w, b: TF.layer_norm(x, last, w, b, 1e-3),

@@ -73,6 +73,8 @@ BAD = {  # what is done: (error, part of its message, call)
     "conv channels": (ValueError, "expects 3 input channels", lambda: F.conv2d(image, zeros(8, 3, 3, 3))),
     "conv weight axes": (ValueError, "weight of shape", lambda: F.conv2d(image, zeros(8, 4, 3))),
     "conv bias": (ValueError, "bias", lambda: F.conv2d(image, zeros(8, 4, 3, 3), zeros(4))),
+    "conv onto another shape": (ValueError, "shape (2, 8, ", lambda: F.conv2d(
+        image, zeros(8, 4, 3, 3), onto=zeros(1, 8, 3, 3))),
     "conv groups": (ValueError, "groups", lambda: F.conv2d(image, zeros(8, 2, 3, 3), groups=3)),
     "conv stride 0": (ValueError, "stride", lambda: F.conv2d(image, zeros(8, 4, 3, 3), stride=0)),
     "conv stride of three": (ValueError, "stride", lambda: F.conv2d(image, zeros(8, 4, 3, 3), stride=(1, 1, 1))),
@@ -102,6 +104,8 @@ BAD = {  # what is done: (error, part of its message, call)
     "group_norm groups": (ValueError, "divides 4", lambda: F.group_norm(image, 3)),
     "group_norm weight": (ValueError, "weight of shape", lambda: F.group_norm(image, 2, zeros(2))),
     "group_norm weight for each sample": (ValueError, "weight of shape", lambda: F.group_norm(image, 2, zeros(2, 4))),
+    "scale without shift": (ValueError, "scale_shift of shape (", lambda: F.group_norm_silu(
+        image, 2, scale_shift=zeros(len(image), 4))),
     "group_norm of a vector": (ValueError, "(N, C, ...)", lambda: F.group_norm(zeros(4), 2)),
     "group_norm of nothing": (ValueError, "no elements", lambda: F.group_norm(zeros(0, 4, 5, 5), 2)),
     "group_norm dtypes": (TypeError, "float64", lambda: F.group_norm(image, 2, zeros(4, dtype=np.float64))),

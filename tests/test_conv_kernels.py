@@ -99,16 +99,17 @@ def machine(num_threads, chunk_bytes):
 
 
 def check_gradients(backward, g, x, weight, geometry, dx, dweight):
-    """Both gradients at once, and each alone."""
+    """All gradients at once, and the larger two alone."""
     dtype = x.dtype.name
-    both = backward(g, x, weight, *geometry)
-    assert_close(both[0], dx, dtype)
-    assert_close(both[1], dweight, dtype, channels_last=False)
-    only_dx, none = backward(g, x, weight, *geometry, need_weight=False)
-    assert none is None
+    results = backward(g, x, weight, *geometry)
+    assert_close(results[0], dx, dtype)
+    assert_close(results[1], dweight, dtype, channels_last=False)
+    assert_close(results[2], g.sum((0, 2, 3)), dtype, channels_last=False)
+    only_dx, *none = backward(g, x, weight, *geometry, need_weight=False, need_bias=False)
+    assert none == [None, None]
     assert_close(only_dx, dx, dtype)
-    none, only_dweight = backward(g, x, weight, *geometry, need_input=False)
-    assert none is None
+    none, only_dweight, also_none = backward(g, x, weight, *geometry, need_input=False, need_bias=False)
+    assert none is None and also_none is None
     assert_close(only_dweight, dweight, dtype, channels_last=False)
 
 

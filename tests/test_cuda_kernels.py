@@ -44,7 +44,7 @@ def concatenate(arrays, axis):
 
 FAKE_CUPY = types.SimpleNamespace(
     RawModule=RawModule, empty=empty, empty_like=lambda a: np.full_like(a, np.nan), add=np.add,
-    ascontiguousarray=np.ascontiguousarray, concatenate=concatenate)
+    ascontiguousarray=np.ascontiguousarray, concatenate=concatenate, broadcast_to=np.broadcast_to)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -172,15 +172,39 @@ def test_bias_activation(data):
     d = Draw(data)
     activation, c = d.pick(None, "relu", "silu"), d.int(1, 5)
     x = d.array(2, c, 3, 4) if d.pick(True, False) else d.array(d.int(1, 300), c)
-    bias = d.pick(None, np.ascontiguousarray(d.array(c)))
+    bias = d.pick(None, d.array(c))
     f = {None: lambda z: z, "relu": lambda z: np.maximum(z, 0), "silu": lambda z: z / (1 + np.exp(-z))}[activation]
     z = x if bias is None else x + (bias if x.ndim == 2 else bias[:, None, None])
-    assert_close(cuda.bias_activation(x, bias, activation), f(z), images=[0] if x.ndim == 4 else [])
+    y = cuda.bias_activation(x, bias, activation)
+    assert_close(y, f(z), images=[0] if x.ndim == 4 else [])
+    assert_close(reference.bias_activation(x, bias, activation), y)
     g, step = d.array(*x.shape), 1e-6
     z = z.astype("f8")
     slope = (f(z + step) - f(z - step)) / (2 * step)
     dx = cuda.bias_activation_backward(g, x, bias, activation)
     np.testing.assert_allclose(dx, g * slope, rtol=0, atol=2e-5 if d.dtype == "f4" else 1e-8)
+    assert_close(reference.bias_activation_backward(g, x, bias, activation), dx)
+
+
+@SOME
+@given(st.data())
+def test_squared_error(data):
+    d = Draw(data)
+    shape = d.pick((), (1,), (5000,), (2, 3, 4, 5), (3, 70, 60))
+    x, y, g, scale = *(np.asarray(d.array(*s)) for s in (shape, shape, ())), d.pick(1.0, 0.01)
+    assert_close(cuda.squared_error(x, y, scale), reference.squared_error(x, y, scale))
+    dx = cuda.squared_error_backward(g, x, y, scale)
+    assert_close(dx, np.asarray(reference.squared_error_backward(g, x, y, scale)), images=[0] if len(shape) == 4 else [])
+
+
+@SOME
+@given(st.data())
+def test_timestep_embedding(data):
+    d = Draw(data)
+    n, dim = d.int(1, 5), 2 * d.int(1, 40)
+    t = d.rng.integers(0, 1024, n)
+    t = d.pick(t, t.astype("i4"), np.repeat(t, 2)[::2], np.broadcast_to(t[0], n))
+    assert_close(cuda.timestep_embedding(t, dim, 1e4, d.dtype), reference.timestep_embedding(t, dim, 1e4, d.dtype))
 
 
 @SOME
@@ -190,16 +214,18 @@ def test_group_norm(data):
     groups, width = d.pick((1, 1), (2, 3), (8, 4), (2, 40), (1, 260))
     c, n, silu = groups * width, d.int(1, 3), d.pick(True, False)
     x = d.array(n, c, d.int(1, 9), d.int(2, 9), shift=d.pick(0.0, 2.0, 50.0))
-    weight, bias = d.array(d.pick(1, n), c), d.array(d.pick(1, n), c)
-    expected = reference.group_norm(x, groups, weight, bias, 1e-3, silu)
+    weight, bias, scale_shift = d.array(c), d.array(c), d.pick(None, d.array(n, 2 * c))
+    expected = reference.group_norm(x, groups, weight, bias, 1e-3, silu, scale_shift)
     far = 100 if d.dtype == "f4" and np.abs(x).max() > 40 else 1  # float32 loses digits in both
-    actual = cuda.group_norm(x, groups, weight, bias, 1e-3, silu)
+    actual = cuda.group_norm(x, groups, weight, bias, 1e-3, silu, scale_shift)
     for a, e in zip(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=far * TOLERANCE[d.dtype] * max(1, np.abs(e).max()))
     g = d.array(*x.shape)
-    args = g, x, *expected[1:], groups, weight, bias, silu
+    args = g, x, *expected[1:], groups, weight, bias, silu, scale_shift, d.pick(None, d.array(*x.shape))
     expected = reference.group_norm_backward(*args)
-    for a, e in zip(cuda.group_norm_backward(*args), expected, strict=True):
+    actual = cuda.group_norm_backward(*args)
+    assert (actual[3] is None) == (expected[3] is None) == (scale_shift is None)
+    for a, e in zip(actual[:3 + (scale_shift is not None)], expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=far * TOLERANCE[d.dtype] * max(1, np.abs(e).max()) * 5)
 
 
@@ -209,11 +235,12 @@ def test_softmax(data):
     d = Draw(data)
     shape = d.pick((5,), (3, 70), (4, 1), (2, 3, 33), (300, 2), (2, 5, 3, 4))
     axis = d.int(-len(shape), len(shape) - 1)
-    x = d.array(*shape, scale=3.0)
-    y = reference.softmax(x, axis)
-    assert_close(cuda.softmax(x, axis), y)
+    x, scale = d.array(*shape, scale=3.0), d.pick(1.0, 0.3, -2.0)
+    y = reference.softmax(x, axis, scale)
+    assert_close(cuda.softmax(x, axis, scale), y)
     g = d.array(*shape)
-    assert_close(cuda.softmax_backward(g, y, axis), reference.softmax_backward(g, y, axis))
+    expected = reference.softmax_backward(g, y, axis, scale)
+    assert_close(cuda.softmax_backward(g, y, axis, scale), expected)
 
 
 def test_softmax_of_infinities_and_nan():
@@ -233,7 +260,7 @@ def test_pooling(data):
     kernel, stride, dilation = d.pair(1, 3), d.pair(1, 4), d.pair(1, 2)
     padding = tuple(d.int(0, k // 2) for k in kernel)
     ties = d.pick(True, False)
-    x = d.array(d.int(1, 3), d.int(1, 3), d.int(5, 8), d.int(5, 8), ties=ties)
+    x = d.array(d.int(1, 3), d.pick(1, 2, 3, 4, 7, 8), d.int(5, 8), d.int(5, 8), ties=ties)
     if d.pick(True, False):
         x = x.copy()
         x.flat[:: d.int(2, 30)] = np.nan
@@ -290,7 +317,9 @@ def test_conv2d(data):
     x, weight, bias, settings = d.conv()
     y = reference.conv2d(x, weight, bias, *settings)
     assert_close(cuda.conv2d(x, weight, bias, *settings), y, images=[0])
-    g, needs = d.array(*y.shape), d.pick((True, True), (True, False), (False, True))
+    onto = d.array(*y.shape)
+    assert_close(cuda.conv2d(x, weight, bias, *settings, onto), y + onto, images=[0])
+    g, needs = d.array(*y.shape), d.pick((True, True), (True, False), (False, True), (False, False, True))
     expected = reference.conv2d_backward(g, x, weight, *settings, *needs)
     assert_close(cuda.conv2d_backward(g, x, weight, *settings, *needs), expected, images=[0, 1])
 
@@ -304,7 +333,7 @@ def test_conv_transpose2d(data):
     padding = tuple((p, p) for p in (min(d.int(0, 2), (e * (k - 1)) // 2) for e, k in zip(dilation, weight.shape[2:])))
     extra = tuple(d.int(0, max(s, e) - 1) for s, e in zip(stride, dilation))
     settings = stride, padding, extra, dilation, groups
-    bias = d.pick(None, np.ascontiguousarray(d.array(weight.shape[1] * groups)))
+    bias = d.pick(None, d.array(weight.shape[1] * groups))
     y = reference.conv_transpose2d(x, weight, bias, *settings)
     assert_close(cuda.conv_transpose2d(x, weight, bias, *settings), y, images=[0])
     g = d.array(*y.shape)
@@ -332,18 +361,47 @@ def test_tf32_rounds_the_factors_only(channels, monkeypatch):
     x, weight, g = (rng.standard_normal(shape).astype("f4") for shape in ((2, c, 9, 9), (o, c, 3, 3), (2, o, 9, 9)))
 
     def run(kernels, x, weight, g):
-        return [kernels.conv2d(x, weight, None, *SAME), *kernels.conv2d_backward(g, x, weight, *SAME)]
+        return kernels.conv2d(x, weight, None, *SAME), *kernels.conv2d_backward(g, x, weight, *SAME)[:2]
 
     rounded = [to_tf32(a).astype("f8") for a in (x, weight, g)]
     for actual, expected, exact in zip(run(cuda, x, weight, g), run(reference, *rounded), run(reference, x, weight, g)):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
         assert np.abs(actual - exact).max() > 1e-5 * np.abs(exact).max()
+    assert_close(cuda.conv2d_backward(g, x, weight, *SAME)[2], g.sum((0, 2, 3)))  # has no factors
 
 
 def to_tf32(a):
     """The nearest numbers with 10 bits of mantissa, by arithmetic instead of bits."""
     mantissa, exponent = np.frexp(a.astype("f8"))
     return np.ldexp(np.trunc(mantissa * 2**11 + np.copysign(0.5, a)), exponent - 11)
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "tf32"])
+@pytest.mark.parametrize("channels", [(8, 12), (36, 40), (64, 32), (4, 132)])
+def test_convolutions_as_the_networks_have_them(channels, kind, monkeypatch):
+    """Channels and widths that divide by four: everything is read in Fours."""
+    monkeypatch.setattr(backend, "_tf32", kind == "tf32")
+    rng, (c, o), dtype = np.random.default_rng(0), channels, kind.replace("tf32", "f4")
+    tolerance = 5 * TOLERANCE[dtype]
+
+    def images(n, c, *size):
+        a = rng.standard_normal((n, *size, c)).astype(dtype).transpose(0, 3, 1, 2)
+        return a if kind != "tf32" else to_tf32(a).astype("f4")
+
+    def same(actual, expected):
+        for a, e in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max())
+
+    x, weight = images(3, c, 8, 12), images(o, c, 3, 3)
+    y = reference.conv2d(x, weight, None, *SAME)
+    same([cuda.conv2d(x, weight, None, *SAME)], [y])
+    g = images(*y.shape)
+    same(cuda.conv2d_backward(g, x, weight, *SAME), reference.conv2d_backward(g, x, weight, *SAME))
+    up, weight = ((2, 2), ((0, 0), (0, 0)), (0, 0), (1, 1), 1), images(c, o, 2, 2)
+    y = reference.conv_transpose2d(x, weight, None, *up)
+    same([cuda.conv_transpose2d(x, weight, None, *up)], [y])
+    g = images(*y.shape)
+    same(cuda.conv_transpose2d_backward(g, x, weight, *up), reference.conv_transpose2d_backward(g, x, weight, *up))
 
 
 def test_convolutions_give_the_same_bits_twice():
@@ -354,17 +412,102 @@ def test_convolutions_give_the_same_bits_twice():
         np.testing.assert_array_equal(a, b)
 
 
+# ---- matrix products ------------------------------------------------------------------------------------
+
+
+def lying(draw, shape):
+    """An array with its axes in any order in memory, some of them broadcast, some with gaps, some backwards."""
+    order = draw.data.draw(st.permutations(range(len(shape))))
+    sizes = [shape[axis] for axis in order]
+    gaps = [draw.pick(1, 1, 1, 2) for _ in sizes]
+    a = draw.rng.standard_normal([n * gap for n, gap in zip(sizes, gaps)]).astype(draw.dtype)
+    a = a[tuple(slice(None, None, draw.pick(gap, gap, -gap)) for gap in gaps)].transpose(np.argsort(order))
+    for axis in range(len(shape) - 2):
+        if draw.pick(True, False, False, False):
+            a = np.broadcast_to(a[(slice(None),) * axis + (slice(1),)], shape)
+    return a
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_products(data):
+    d = Draw(data)
+    n, k, m = (d.pick(0, 1, 2, 16, 20, 33, 64, 100) for _ in range(3))
+    stack = tuple(d.int(0, 3) for _ in range(d.int(0, 3)))
+    stacks = [tuple(d.pick(size, size, 1) for size in stack[d.pick(0, 0, len(stack)):]) for _ in range(2)]
+    a, b = lying(d, (*stacks[0], n, k)), lying(d, (*stacks[1], k, m))
+    bias = d.pick(None, d.rng.standard_normal(2 * m).astype(d.dtype)[::2])
+    y = cuda.matmul(a, b, bias)
+    assert_close(y, reference.matmul(a, b, bias))
+    assert a.ndim > 2 or b.ndim > 2 or y.flags.c_contiguous
+
+
+@pytest.mark.parametrize("shapes", [((3,), (3,)), ((3,), (3, 5)), ((4, 3), (3,)), ((3,), (2, 3, 5)), ((2, 4, 3), (3,))])
+def test_products_of_vectors(shapes):
+    a, b = (np.random.default_rng(0).standard_normal(shape) for shape in shapes)
+    assert_close(cuda.matmul(a, b), np.asarray(a @ b))
+
+
 @SOME
 @given(st.data())
-def test_products_of_small_matrices(data):
+def test_linear_backward(data):
     d = Draw(data)
-    n, k, m = (d.pick(1, 2, 20, 33, 100) for _ in range(3))
-    a, b = (np.asarray(d.array(*shape), order=d.pick("C", "F", "K")) for shape in ((n, k), (k, m)))
+    n, out, k = d.pick(0, 1, 20, 300, 1100), d.pick(1, 4, 33, 70), d.pick(0, 1, 4, 33, 140)
+    args = [d.array(*shape) for shape in ((n, out), (n, k), (out, k))]
+    args += d.pick((), (False,), (True, d.array(n, k)))
+    assert_close(cuda.linear_backward(*args), reference.linear_backward(*args))
+    assert_close(cuda.matmul(args[0].T, args[1]), args[0].T @ args[1])
+
+
+def test_attention_copies_nothing(monkeypatch):
+    """The heads' products read them where they lie, and their results lie as the heads do."""
+    rng, fake = np.random.default_rng(0), types.SimpleNamespace(**vars(FAKE_CUPY))
+    query, key, value, g = (rng.standard_normal((2, 40, 3, 32)).transpose(0, 2, 1, 3) for _ in range(4))
+    del fake.ascontiguousarray
+    monkeypatch.setattr(backend, "_cupy", fake)
+
+    def product(a, b):
+        y = cuda.matmul(a, b)
+        assert_close(y, a @ b)
+        return y
+
+    weights = product(query, key.swapaxes(-1, -2))
+    assert weights.flags.c_contiguous and product(g, value.swapaxes(-1, -2)).flags.c_contiguous
+    for a, b in ((weights, value), (weights.swapaxes(-1, -2), g), (weights, key)):
+        assert product(a, b).transpose(0, 2, 1, 3).flags.c_contiguous
+    assert product(query.swapaxes(-1, -2), weights).transpose(0, 3, 1, 2).flags.c_contiguous
+
+
+def test_large_products_are_cublas_unless_captured(monkeypatch):
+    capturing, asked = False, []
+    stream = types.SimpleNamespace(is_capturing=lambda: capturing)
+    fake = types.SimpleNamespace(**vars(FAKE_CUPY), cuda=types.SimpleNamespace(get_current_stream=lambda: stream),
+                                 matmul=lambda a, b: asked.append(a.shape) or a @ b)
+    monkeypatch.setattr(backend, "_cupy", fake)
+    monkeypatch.setitem(cuda.matmul.__globals__, "LARGE", 1000)
+    monkeypatch.setitem(cuda.matmul.__globals__, "_set_tf32", lambda allowed: None)
+    rng = np.random.default_rng(0)
+    a, b, bias, stack = (rng.standard_normal(shape) for shape in ((10, 10), (10, 10), (10,), (2, 9, 5)))
+    for capturing in (False, True):
+        assert_close(cuda.matmul(a, b, bias), a @ b + bias)
+        assert_close(cuda.matmul(a[:9], b), a[:9] @ b)
+        assert_close(cuda.matmul(stack, stack.swapaxes(1, 2)), stack @ stack.swapaxes(1, 2))
+        assert_close(cuda.linear_backward(a, b, b), reference.linear_backward(a, b, b))
+    assert asked == [(10, 10)] * 3
+
+
+@pytest.mark.parametrize("transposed", range(4))
+def test_tf32_products(transposed, monkeypatch):
+    monkeypatch.setattr(backend, "_tf32", True)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((2, 3, 70, 70)).astype("f4") for _ in range(2))
+    a, b = a.swapaxes(-1, -2) if transposed % 2 else a, b.swapaxes(-1, -2) if transposed // 2 else b
+    a[0, 0, 0, :2], b[0, 0, 1, :2] = (np.inf, 1), (1, np.uint32(0x7FFFFFFF).view("f4"))  # a GPU's NaN
     y = cuda.matmul(a, b)
-    assert y.flags.c_contiguous
-    assert_close(y, a @ b)
-    stack = np.ascontiguousarray(d.array(2, 3, k))
-    assert_close(cuda.matmul(stack, b), stack @ b)
+    expected = to_tf32(a) @ to_tf32(b)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6 * np.nanmax(np.abs(expected[1])))
+    assert np.isnan(y[0, 0, :, 1]).all() and np.isposinf(y[0, 0, 0, 0])
+    assert np.abs(y[1] - a[1] @ b[1]).max() > 1e-5
 
 
 # ---- optimiser and sampler ------------------------------------------------------------------------------
@@ -380,21 +523,18 @@ def test_adam_and_ema(data):
     parameter = Parameter(w.copy())
     expected = kind([parameter], lr=0.05, betas=(0.8, 0.95), weight_decay=decay)
     m, v, average, expected_average = np.zeros_like(w), np.zeros_like(w), w.copy(), w.copy()
-    changing, count, lr = np.zeros(3), np.zeros(1, "i8"), np.array([0.05])
     on_device = d.pick(True, False)
     for step in range(1, steps + 1):
         g = np.ascontiguousarray(d.array(size))
         parameter.grad = g.copy()
         expected.step()
-        numbers = 0.05, 0.8, 0.95, 1e-8, decay, decoupled, step
+        changing, factor = [0.05, 1 - 0.8**step, 1 - 0.95**step], None
         if on_device:
-            cuda.adam_advance(changing, count, lr, 0.8, 0.95)
-            numbers = 99.0, 0.8, 0.95, 1e-8, decay, decoupled, 99, changing, np.array([0.5], w.dtype)
-            g = 2 * g
-        cuda.adam(w, g, m, v, *numbers)
+            changing, factor, g = np.array(changing), np.array([0.5], w.dtype), 2 * g
+        cuda.adam(w, g, m, v, changing, 0.8, 0.95, 1e-8, decay, decoupled, factor)
         assert_close(w, parameter.data)
         expected_average += (1 - 0.9) * (w - expected_average)
-        cuda.ema(average, w, 0.1 if on_device else 0.9, np.array([0.9]) if on_device else None)
+        cuda.ema(average, w, np.array([0.9]) if on_device else 0.9)
         assert_close(average, expected_average)
 
 

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -296,8 +297,8 @@ def trained(device, steps, tmp_path=None, make=batches, **changes):
     run = Training(model, 8, {}, steps=6, batch_size=2, lr=1e-2, ema=0.9, weight_decay=0.01, clip=0.5)
     if tmp_path:
         run.load(tmp_path)
-    loss = make(model)
-    run.seen = [run.train_step(loss) for _ in range(steps)]
+    descend = partial(run.descend, make(model))
+    run.seen = [run.train_step(descend) for _ in range(steps)]
     return run
 
 
@@ -313,11 +314,11 @@ def test_training_as_on_the_cpu(cupy):
 
 def test_a_training_step_waits_for_nothing(cupy):
     run = trained("cuda", 2)
-    loss, before = batches(run.model), standin_cupy.counts.copy()
+    descend, before = partial(run.descend, batches(run.model)), standin_cupy.counts.copy()
     with not_waiting(cupy):
-        losses = [run.train_step(loss) for _ in range(2)]
+        losses = [run.train_step(descend) for _ in range(2)]
     copies = standin_cupy.counts["copies"] - before["copies"]
-    assert copies in (0, 2 * 5)  # x_0, ε, ᾱ_t, t and labels: what a batch of the CPU brings
+    assert copies in (0, 2 * 6)  # x_0, ε, ᾱ_t, t and labels: what a batch of the CPU brings; the step's numbers
     assert all(array.shape == () for array in losses)
 
 
@@ -445,9 +446,7 @@ def test_numbers_that_change_may_lie_on_the_gpu(cupy):
         for k in range(4):
             adam.lr = 0.1 / (k + 1)
             weight.grad = to_device(np.array([1.0, -2.0, k]), "cuda")
-            if advance:
-                adam.advance()
-            adam.step()
+            adam.step(to_device(np.array(adam.advance()), "cuda") if advance else None)
         results.append((adam.steps, host(weight).tolist()))
     assert results[0] == results[1] and results[0][0] == 4
 
@@ -608,9 +607,9 @@ def example(cupy, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     step = Training.train_step
 
-    def train_step(run, loss):
+    def train_step(run, *args):
         with not_waiting(cupy):
-            return step(run, loss)
+            return step(run, *args)
 
     monkeypatch.setattr(Training, "train_step", train_step)
 
@@ -639,15 +638,15 @@ def example(cupy, monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name, figure, channels", [("train_diffusion", "samples-000001.png", ["8", "32"]),
+@pytest.mark.parametrize("name, figure, channels", [("train_diffusion", "samples-000004.png", ["8", "32"]),
                                                      ("train_classifier", "mistakes.png", ["8"])])
 def test_trainings_on_the_gpu(example, name, figure, channels):
-    written = example(name, "--data", "synthetic", "--steps", "1", "--batch-size", "1", "--channels", *channels,
-                      digits=4)
+    written = example(name, "--data", "synthetic", "--steps", "4", "--graph", "--batch-size", "1", "--channels",
+                      *channels, digits=4)
     assert figure in written and "metrics.json" in written
 
 
-TINY = ["--data", "synthetic", "--steps", "1", "--batch-size", "1", "--channels", "8"]
+TINY = ["--data", "synthetic", "--steps", "4", "--graph", "--batch-size", "1", "--channels", "8"]
 
 
 def test_vae_on_the_gpu(example):

@@ -28,7 +28,7 @@ def tamper(patch, op, wrong):
         y = right(*args, **options)
         if y.node and y.node.name == op:
             backward = y.node.backward
-            y.node.backward = lambda g: wrong(g, backward(g), args)
+            y.node.backward = lambda g, *onto: wrong(g, backward(g, *onto), args)
         return y
 
     patch.setattr(F, op, tampered)
@@ -36,7 +36,7 @@ def tamper(patch, op, wrong):
 
 @planted("softmax")
 def dropped_term(patch):
-    tamper(patch, "softmax", lambda g, grads, args: (g * F.softmax(args[0].detach(), args[1]).data,))
+    tamper(patch, "softmax", lambda g, grads, args: (g * F.softmax(args[0].detach(), *args[1:]).data,))
 
 
 @planted("log_softmax")
@@ -101,8 +101,8 @@ def groups_out_of_order(patch):
     right = kernels.conv2d_backward
 
     def wrong(g, x, w, stride, padding, dilation, groups, *needs):
-        dx, dw = right(g, x, w, stride, padding, dilation, groups, *needs)
-        return dx, None if dw is None else np.roll(dw, len(dw) // groups, axis=0)
+        dx, dw, db = right(g, x, w, stride, padding, dilation, groups, *needs)
+        return dx, None if dw is None else np.roll(dw, len(dw) // groups, axis=0), db
 
     patch.setattr(kernels, "conv2d_backward", wrong)
 
@@ -161,7 +161,18 @@ def wrong_group_mean(patch):
 
 @planted("group_norm_silu")
 def activation_left_out(patch):
-    change_settings(patch, "group_norm_backward", lambda *args: (*args[:-1], False))
+    change_settings(patch, "group_norm_backward", lambda *args: (*args[:7], False, *args[8:]))
+
+
+@planted("group_norm_silu")
+def scale_and_shift_exchanged(patch):
+    right = kernels.group_norm_backward
+
+    def wrong(*args):
+        *grads, conditions = right(*args)
+        return *grads, None if conditions is None else np.roll(conditions, conditions.shape[1] // 2, 1)
+
+    patch.setattr(kernels, "group_norm_backward", wrong)
 
 
 @planted("embedding")

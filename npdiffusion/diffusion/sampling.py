@@ -26,7 +26,8 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     """Draw pictures: x_T ~ N(0, I), then ``scheduler.step`` down to x_0 (Ho et al. 2020, algorithm 2).
 
     Args:
-        model: called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,).
+        model: called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU
+            ``npdiffusion.captured(model)`` replays its passes as a CUDA graph; keep it for later calls.
         scheduler: a DDPMScheduler or DDIMScheduler.
         shape: (N, C, H, W).
         labels: one class for all, (N,) classes in 0 … model.num_classes - 1, or None: no condition.

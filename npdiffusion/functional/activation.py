@@ -12,8 +12,7 @@ __all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax
 def relu(input):
     """max(input, 0); the gradient at 0 is 0."""
     check_float("relu", input=input)
-    y = array_module(input.data).maximum(input.data, 0)
-    return record(y, "relu", (input,), lambda g: (g * (y > 0),))
+    return _activated("relu", input)
 
 
 def _sigmoid(x):
@@ -34,9 +33,13 @@ def sigmoid(input):
 def silu(input):
     """x·σ(x) (Elfwing et al. 2018; also "swish")."""
     check_float("silu", input=input)
+    return _activated("silu", input)
+
+
+def _activated(name, input):
     x = input.data
-    s = _sigmoid(x)
-    return record(x * s, "silu", (input,), lambda g: (g * s * (1 + x * (1 - s)),))
+    return record(kernels(x).bias_activation(x, None, name), name, (input,),
+                  lambda g: (kernels(g).bias_activation_backward(g, x, None, name),))
 
 
 def tanh(input):
@@ -72,12 +75,12 @@ def softplus(input):
     return record(xp.logaddexp(x, 0.0).astype(x.dtype, copy=False), "softplus", (input,), lambda g: (g * _sigmoid(x),))
 
 
-def softmax(input, dim):
-    """e^x / Σ e^x along ``dim``."""
+def softmax(input, dim, scale=1.0):
+    """e^z / Σ e^z along ``dim``, z = scale·x."""
     check_float("softmax", input=input)
     dim = axis_of(dim, input.ndim)
-    y = kernels(input.data).softmax(input.data, dim)
-    return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim),))
+    y = kernels(input.data).softmax(input.data, dim, scale)
+    return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim, scale),))
 
 
 def log_softmax(input, dim):

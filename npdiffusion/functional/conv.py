@@ -7,7 +7,7 @@ from ._arguments import check_float, check_image, check_not_empty, pair
 __all__ = ["conv2d", "conv_transpose2d"]
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, onto=None):
     """y[n, o, p] = b[o] + Σ_{i, k} w[o, i, k] · x[n, i, p·stride + k·dilation − padding].
 
     Args:
@@ -16,11 +16,12 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         stride, dilation: int or pair. padding: int, pair, "valid" (none) or "same" (stride 1 only; the
             output has the input's size, an odd pixel of padding goes behind).
         groups: the channels fall into so many groups that do not see each other.
+        onto: a Tensor of the result's shape to add to it (a residual block's skip), or None; cheaper than afterwards.
 
     Returns (N, C_out, H_out, W_out) with H_out = ⌊(H + 2·padding − dilation·(kh − 1) − 1)/stride⌋ + 1.
     Raises ValueError for shapes that do not fit, TypeError for different dtypes.
     """
-    check_float("conv2d", input=input, weight=weight, bias=bias)
+    check_float("conv2d", input=input, weight=weight, bias=bias, onto=onto)
     check_not_empty("conv2d", input)
     single = check_image("conv2d", input)
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
@@ -44,17 +45,22 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         if size + before + behind < d * (k - 1) + 1:
             raise ValueError(f"conv2d: the padded input {input.shape}, padding {edges} is smaller than the kernel "
                              f"{weight.shape[2:]} with dilation {dilation}")
+    shape = *input.shape[:-3], len(weight), *(
+        (n + sum(p) - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(input.shape[-2:], weight.shape[2:], stride, edges, dilation))
+    if onto is not None and onto.shape != shape:
+        raise ValueError(f"conv2d's result has the shape {shape}, got onto of shape {onto.shape}")
     x, w = input.data[None] if single else input.data, weight.data
+    b, r = None if bias is None else bias.data, None if onto is None else onto.data[None] if single else onto.data
     settings = stride, edges, dilation, groups
-    y = kernels(x).conv2d(x, w, None if bias is None else bias.data, *settings)
-    needs = input.requires_grad, weight.requires_grad
+    y = kernels(x).conv2d(x, w, b, *settings, r)
+    needs = input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
 
     def backward(g):
-        g = g[None] if single else g
-        dx, dw = kernels(x).conv2d_backward(g, x, w, *settings, *needs)
-        return dx[0] if single and dx is not None else dx, dw, kernels(g).channel_sums(g)
+        dx, dw, db = kernels(x).conv2d_backward(g[None] if single else g, x, w, *settings, *needs)
+        return dx[0] if single and dx is not None else dx, dw, *(() if b is None else (db,)), g
 
-    return record(y[0] if single else y, "conv2d", _given(input, weight, bias), backward)
+    return record(y[0] if single else y, "conv2d", _given(input, weight, bias, onto), backward)
 
 
 def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
@@ -93,12 +99,12 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
     x, w = input.data[None] if single else input.data, weight.data
     settings = stride, tuple((p, p) for p in padding), extra, dilation, groups
     y = kernels(x).conv_transpose2d(x, w, None if bias is None else bias.data, *settings)
-    needs = input.requires_grad, weight.requires_grad
+    needs = input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
 
     def backward(g):
         g = g[None] if single else g
-        dx, dw = kernels(x).conv_transpose2d_backward(g, x, w, *settings, *needs)
-        return dx[0] if single and dx is not None else dx, dw, kernels(g).channel_sums(g)
+        dx, *others = kernels(x).conv_transpose2d_backward(g, x, w, *settings, *needs)
+        return dx[0] if single and dx is not None else dx, *others
 
     return record(y[0] if single else y, "conv_transpose2d", _given(input, weight, bias), backward)
 

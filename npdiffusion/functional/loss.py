@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..backend import array_module, beside
+from ..backend import array_module, beside, kernels
 from ..tensor import Tensor, record
 from ._arguments import as_tensor, check_float
 from .activation import _sigmoid, log_softmax
@@ -30,8 +30,18 @@ def _check_same(op, input, target):
 
 def mse_loss(input, target, reduction="mean"):
     """(input − target)², averaged by default."""
-    difference = input - _check_same("mse_loss", input, target)
-    return _reduced(mul(difference, difference), reduction)
+    target = _check_same("mse_loss", input, target)
+    x, y, needs_dy = input.data, target.data, target.requires_grad
+    if reduction not in ("mean", "sum") or not x.size:
+        difference = input - target
+        return _reduced(mul(difference, difference), reduction)
+    scale = 1 / x.size if reduction == "mean" else 1.0
+
+    def backward(g):
+        dx = kernels(g).squared_error_backward(g, x, y, scale)
+        return dx, -dx if needs_dy else None
+
+    return record(kernels(x).squared_error(x, y, scale), "mse_loss", (input, target), backward)
 
 
 def l1_loss(input, target, reduction="mean"):

@@ -17,44 +17,45 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
 
     Raises ValueError for shapes that do not fit, TypeError for different dtypes.
     """
-    return _group_norm("group_norm", input, num_groups, weight, bias, eps, silu=False)
+    return _group_norm("group_norm", input, num_groups, weight, bias, None, eps, silu=False)
 
 
-def group_norm_silu(input, num_groups, weight=None, bias=None, eps=1e-5):
-    """silu(group_norm(input, …)) in one pass over memory, which is what a UNet's blocks spend it on.
+def group_norm_silu(input, num_groups, weight=None, bias=None, scale_shift=None, eps=1e-5):
+    """silu(group_norm(input, …)·(1 + scale) + shift) in one pass over memory, which is what a UNet's blocks spend it on.
 
-    Arguments as ``group_norm``; weight and bias may also be (N, C), one row for each sample, which makes
-    conditioning by scale and shift free (Dhariwal & Nichol 2021, eq. 3).
+    The conditioning is Dhariwal & Nichol 2021, eq. 3. Arguments as ``group_norm``, and
+    scale_shift: (N, 2·C), for each sample C scales, then C shifts; or None for zeros.
     """
-    return _group_norm("group_norm_silu", input, num_groups, weight, bias, eps, silu=True)
+    return _group_norm("group_norm_silu", input, num_groups, weight, bias, scale_shift, eps, silu=True)
 
 
-def _group_norm(op, input, num_groups, weight, bias, eps, silu):
-    check_float(op, input=input, weight=weight, bias=bias)
+def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
+    check_float(op, input=input, weight=weight, bias=bias, scale_shift=scale_shift)
     if input.ndim < 2:
         raise ValueError(f"{op} expects an input of shape (N, C, ...), got {input.shape}")
     n, c = input.shape[:2]
     if not isinstance(num_groups, int) or num_groups < 1 or c % num_groups:
         raise ValueError(f"{op}: num_groups must be a positive integer that divides {c} channels, got {num_groups!r}")
-    allowed = ((c,), (n, c)) if silu else ((c,),)
-    for name, p in (("weight", weight), ("bias", bias)):
-        if p is not None and p.shape not in allowed:
-            raise ValueError(f"{op} expects a {name} of shape {' or '.join(map(str, allowed))}, got {p.shape}")
+    for name, p, expected in (("weight", weight, (c,)), ("bias", bias, (c,)), ("scale_shift", scale_shift, (n, 2 * c))):
+        if p is not None and p.shape != expected:
+            raise ValueError(f"{op} expects a {name} of shape {expected}, got {p.shape}")
     shape = input.shape
     check_not_empty(op, input)
     x = input.data if input.ndim == 4 else input.data.reshape(n, c, -1, 1)
     xp = array_module(x)
-    w = xp.ones((1, c), x.dtype) if weight is None else weight.data.reshape(-1, c)
-    b = xp.zeros((1, c), x.dtype) if bias is None else bias.data.reshape(-1, c)
-    y, mean, rstd = kernels(x).group_norm(x, num_groups, w, b, eps, silu)
-    given = tuple(p for p in (weight, bias) if p is not None)
+    w = xp.ones(c, x.dtype) if weight is None else weight.data
+    b = xp.zeros(c, x.dtype) if bias is None else bias.data
+    s = None if scale_shift is None else scale_shift.data
+    y, mean, rstd = kernels(x).group_norm(x, num_groups, w, b, eps, silu, s)
+    given = [i for i, p in enumerate((weight, bias, scale_shift)) if p is not None]
 
-    def backward(g):
-        g = g.reshape(x.shape)
-        dx, dw, db = kernels(g).group_norm_backward(g, x, mean, rstd, num_groups, w, b, silu)
-        return (dx.reshape(shape),) + ((dw,) if weight is not None else ()) + ((db,) if bias is not None else ())
+    def backward(g, onto):
+        g, onto = g.reshape(x.shape), None if onto is None else onto.reshape(x.shape)
+        dx, *others = kernels(g).group_norm_backward(g, x, mean, rstd, num_groups, w, b, silu, s, onto)
+        return dx.reshape(shape), *(others[i] for i in given)
 
-    return record(y.reshape(shape), op, (input,) + given, backward)
+    inputs = input, *((weight, bias, scale_shift)[i] for i in given)
+    return record(y.reshape(shape), op, inputs, backward, adds=True)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..backend import array_module, kernels
+from ..backend import array_module, beside, kernels
 from ..tensor import record
 from ._arguments import check_image, pair
 
@@ -69,7 +69,9 @@ def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
     counts = np.multiply.outer(counts_along(0), counts_along(1)).astype(x.dtype)
     if divisor_override is not None:
         counts[:] = divisor_override
-    counts = array_module(x).asarray(counts)
+    if counts.min() == counts.max():  # without copying them to a GPU
+        counts = array_module(x).full(size, float(counts[0, 0]), x.dtype)
+    counts = beside(counts, x)
     y = kernels(x).avg_pool2d(x, size, kernel, stride, padding, counts)
 
     def backward(g):

@@ -47,17 +47,17 @@ def linear(input, weight, bias=None):
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear expects a bias of shape {weight.shape[:1]}, got {bias.shape}")
     x, w, shape = input.data.reshape(-1, input.shape[-1]), weight.data, input.shape
-    product = kernels(x).matmul
-    y = product(x, w.T)
-    if bias is not None:
-        y += bias.data
+    y = kernels(x).matmul(x, w.T, None if bias is None else bias.data)
 
-    def backward(g):
-        g = g.reshape(-1, g.shape[-1])
-        return product(g, w).reshape(shape), product(g.T, x), g.sum(0)
+    needs_dx = input.requires_grad
+
+    def backward(g, onto):
+        g, onto = g.reshape(-1, g.shape[-1]), None if onto is None else onto.reshape(x.shape)
+        dx, dw, db = kernels(g).linear_backward(g, x, w, needs_dx, onto)
+        return dx.reshape(shape) if needs_dx else None, dw, db
 
     inputs = (input, weight) if bias is None else (input, weight, bias)
-    return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward)
+    return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward, adds=True)
 
 
 def embedding(input, weight):
@@ -98,7 +98,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if is_causal and attn_mask is not None:
         raise ValueError("attention takes attn_mask or is_causal=True, not both")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = matmul(query * scale, key.transpose(-1, -2))
+    scores = matmul(query, key.transpose(-1, -2))
     if is_causal:
         attn_mask = Tensor(array_module(scores.data).tri(*scores.shape[-2:], dtype=bool))
     if attn_mask is not None:
@@ -109,5 +109,5 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         if attn_mask.dtype == bool:
             xp = array_module(attn_mask.data)
             attn_mask = Tensor(xp.where(attn_mask.data, 0.0, -math.inf).astype(scores.dtype))
-        scores = scores + attn_mask
-    return matmul(dropout(softmax(scores, -1), dropout_p), value)
+        scores, scale = scale * scores + attn_mask, 1.0
+    return matmul(dropout(softmax(scores, -1, scale), dropout_p), value)

@@ -1,12 +1,10 @@
 """One UNet for all jobs: denoising with time and class, segmentation without."""
 
-import math
-
 import numpy as np
 
 from .. import functional as F
 from .. import nn
-from ..backend import array_module, beside
+from ..backend import array_module, beside, kernels
 from ..tensor import Tensor
 
 __all__ = ["UNet", "timestep_embedding"]
@@ -21,15 +19,12 @@ def check_channels(network, channels):
         raise ValueError(f"{network}: channels must be multiples of {GROUPS}, got {channels}")
 
 
-def timestep_embedding(t, dim, max_period=10000.0):
+def timestep_embedding(t, dim, max_period=10000.0, dtype=np.float64):
     """Sinusoids of the time step: cos(t·ω_i), then sin(t·ω_i), with ω_i = max_period^(−i/(dim/2)).
 
-    t: (N,) integers -> (N, dim) float64; dim is even. Vaswani et al. 2017, sec. 3.5; Ho et al. 2020, app. B.
+    t: (N,) integers -> (N, dim); dim is even. Vaswani et al. 2017, sec. 3.5; Ho et al. 2020, app. B.
     """
-    xp = array_module(t)
-    omega = xp.exp(xp.arange(dim // 2) * (-math.log(max_period) / (dim // 2)))
-    angle = t[:, None] * omega
-    return xp.concatenate([xp.cos(angle), xp.sin(angle)], axis=1)
+    return kernels(t).timestep_embedding(t, dim, max_period, dtype)
 
 
 class ResBlock(nn.Module):
@@ -53,12 +48,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x, embedding=None):
         h = self.conv1(F.group_norm_silu(x, GROUPS, self.norm1.weight, self.norm1.bias))
-        weight, bias = self.norm2.weight, self.norm2.bias
-        if embedding is not None:  # (norm·weight + bias)·(1 + scale) + shift is again one weight and one bias
-            scale, shift = self.embedding(embedding).reshape(len(x), 2, -1).permute(1, 0, 2)  # each [n, c]
-            weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
-        h = self.conv2(self.dropout(F.group_norm_silu(h, GROUPS, weight, bias)))
-        return self.skip(x) + h
+        scale_shift = None if embedding is None else self.embedding(embedding)  # [n, 2c]
+        h = F.group_norm_silu(h, GROUPS, self.norm2.weight, self.norm2.bias, scale_shift)
+        return self.conv2(self.dropout(h), onto=self.skip(x))
 
 
 class Attention(nn.Module):
@@ -164,7 +156,7 @@ class UNet(nn.Module):
         if self.time:
             t = xp.broadcast_to(beside(t if hasattr(t, "dtype") else np.asarray(t), x), (n,))
             width = self.time_mlp[0].in_features
-            embedding = self.time_mlp(Tensor(timestep_embedding(t, width).astype(x.dtype)))
+            embedding = self.time_mlp(Tensor(timestep_embedding(t, width, dtype=x.dtype)))
         if self.num_classes is not None:
             labels = xp.full(n, self.num_classes) if labels is None else labels
             of_class = self.class_embedding(labels)

@@ -43,8 +43,8 @@ class Conv2d(Module):
         self.weight = _uniform(shape, math.prod(shape[1:]))
         self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
 
-    def forward(self, input):
-        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, input, onto=None):
+        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, onto)
 
 
 class ConvTranspose2d(Module):

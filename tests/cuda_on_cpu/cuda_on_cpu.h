@@ -180,14 +180,28 @@ template <class T> static T __shfl_down_sync(unsigned, T value, unsigned delta) 
     return value;
 }
 
-// cvt.rna.tf32.f32: to the nearest number with 10 bits of mantissa, ties away from zero.
-static inline float to_tf32(float x) {
+static inline uint32_t __float_as_uint(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
-    if ((bits & 0x7f800000u) != 0x7f800000u) bits += 0x1000u;
-    bits &= 0xffffe000u;
+    return bits;
+}
+
+static inline float __uint_as_float(uint32_t bits) {
+    float x;
     memcpy(&x, &bits, 4);
     return x;
+}
+
+// ldmatrix.sync.aligned.m8n8.x4.shared.b16, of 32-bit elements: lane r's address is that of line r % 8 of matrix r / 8;
+// each lane gets element lane % 4 of line lane / 4 of the four matrices. Addresses must be aligned.
+template <class Line> static void load_matrices(float *d, const Line *line) {
+    if ((uintptr_t)line % 16) abort();
+    unsigned turn, lane = cuda_on_cpu::lane();
+    cuda_on_cpu::Thread *warp = cuda_on_cpu::exchange(&line, sizeof line, turn);
+    for (int i = 0; i < 4; i++) {
+        memcpy(&line, warp[8 * i + lane / 4].mail[turn], sizeof line);
+        memcpy(d + i, (const char *)line + 4 * (lane % 4), 4);
+    }
 }
 
 // mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32, d = a b + d. Which lane holds which element of
@@ -196,8 +210,8 @@ static inline float to_tf32(float x) {
 //     a[i]: row = group + 8 (i % 2),   column = member + 4 (i / 2)
 //     b[i]: row = member + 4 i,        column = group
 //     d[i]: row = group + 8 (i / 2),   column = 2 member + i % 2
-static inline void mma_16x8x8(float *d, float a0, float a1, float a2, float a3, float b0, float b1) {
-    const float words[6] = {a0, a1, a2, a3, b0, b1};
+static inline void mma_16x8x8(float *d, const float *a, const float *b) {
+    const float words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     unsigned turn;
     cuda_on_cpu::Thread *warp = cuda_on_cpu::exchange(words, sizeof words, turn);
     float A[16][8], B[8][8];

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...backend import cupy
 
-__all__ = ["build", "ceil_div", "kernel", "launch", "options", "struct"]
+__all__ = ["build", "ceil_div", "kernel", "launch", "options", "source", "struct"]
 
 REAL = {"float32": "float", "float64": "double"}
 
@@ -18,8 +18,16 @@ def build(family, dtype, **defines):
 
     dtype: an array's, or its name.
     """
-    source = Path(__file__).with_name(f"{family}.cu").read_text(encoding="utf-8")
-    return cupy().RawModule(code=source, options=options(REAL[np.dtype(dtype).name], defines))
+    return cupy().RawModule(code=source(family), options=options(REAL[np.dtype(dtype).name], defines))
+
+
+def source(family):
+    """The text of ``family``.cu, with that of tile.cuh in the place where it includes it: CuPy keeps compiled modules
+    by their text, and would not see that an included one has changed."""
+    text, tile = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in (f"{family}.cu", "tile.cuh"))
+    above, include, below = text.partition('#include "tile.cuh"\n')
+    line = above.count("\n") + 2
+    return f'{above}#line 1 "tile.cuh"\n{tile}#line {line} "{family}.cu"\n{below}' if include else text
 
 
 def options(real, defines):

@@ -8,135 +8,72 @@
 //     conv_input_gradient   dx[m][c] = sum over k of dy at (m, k) weight at (k, c)  m = (n, h, w), k = (i, j, o)
 //     conv_weight_gradient  dw[o][k] = sum over m of dy[m][o]     x at (m, k)       m = (n, p, q), k = (i, j, c)
 //
-// Each is a product left * right' over `terms` (k, k and m). A block of 128 threads computes a tile of it, ROWS
-// lines of the left operand times COLUMNS lines of the right one, DEPTH terms at a time: while it multiplies those
-// that lie in shared memory, the next ones are on their way from global memory into registers. Its 4 warps form a
-// grid of WARPS_DOWN x WARPS_ACROSS, and each computes 32 x 32 results, 32 for each of its threads.
-// With TF32 the products are the tensor cores', of operands rounded to 10 bits of mantissa; sums are float32.
+// Each is a product left * right' over `terms` (k, k and m), as tile.cuh computes it.
 
-#define ROWS (32 * WARPS_DOWN)
-#define COLUMNS (32 * WARPS_ACROSS)
-#define DEPTH 16
-#define THREADS 128
+#include "tile.cuh"
 
 struct Conv {  // pairs are (vertical, horizontal); channels are those of one group
     int samples, groups, channels, out_channels, size[2], out_size[2], kernel[2], stride[2], corner[2], dilation[2];
 };
 
-struct alignas(16) Four { real v[4]; };
-
-// Four terms of a line lie side by side in shared memory, and a line's four Fours, in changing order: threads that
-// read neighbouring lines at the same terms, or write them, then use different banks of the memory.
-__device__ int place(int line, int four) { return 4 * line + (four ^ (line / 2 % 4)); }
-
-struct Shared { Four left[2][4 * ROWS], right[2][4 * COLUMNS]; };
-
-__device__ bool aligned(const void *p) { return (size_t)p % 16 == 0; }
-
-#if TF32 && !defined(CUDA_ON_CPU)
-// x rounded to TF32: 10 bits of mantissa, ties away from zero.
-__device__ float to_tf32(float x) {
-    unsigned bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-    return __uint_as_float(bits);
-}
-
-// d += a b on the tensor cores; all threads of a warp together (see Sums).
-__device__ void mma_16x8x8(float *d, float a0, float a1, float a2, float a3, float b0, float b1) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
-          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
-}
-#endif
-
-// ---- who fetches what: a thread fetches COUNT Fours of an operand's tile, number s is four(s) of line(s) ----------
-
-template <int LINES> struct AlongTerms {  // neighbouring threads take neighbouring terms
-    static const int COUNT = LINES * 4 / THREADS;
-    __device__ static int line(int s) { return threadIdx.x / 4 + s * (THREADS / 4); }
-    __device__ static int four(int s) { return threadIdx.x % 4; }
-};
-
-template <int LINES> struct AlongLines {  // neighbouring threads take neighbouring lines
-    static const int COUNT = LINES * 4 / THREADS;
-    __device__ static int line(int s) { return (threadIdx.x + s * THREADS) % LINES; }
-    __device__ static int four(int s) { return (threadIdx.x + s * THREADS) / LINES; }
-};
-
-// ---- operands: fetch(k, fours) gives the thread's Fours of the terms k to k + DEPTH - 1, zeros outside -----------
+// ---- operands ----------------------------------------------------------------------------------------------------
 
 // How one axis of a result is read from a source: result pixel a, tap t -> source pixel a step + origin + t advance.
 struct Axis { int results, source, taps, step, origin, advance; };
+
+// The next one of the terms (i, j, c) of some columns and channels.
+struct Term {
+    int i, j, c;
+
+    __device__ Term(int k, int columns, int channels)
+        : i(k / channels / columns), j(k / channels % columns), c(k % channels) {}
+
+    __device__ void advance(int steps, int columns, int channels) {
+        for (c += steps; c >= channels; c -= channels)
+            if (++j == columns) j = 0, i++;
+    }
+};
+
+#define OUTSIDE (-(1 << 30))  // of every image, whatever the tap
 
 // Lines: pixels m = (n, a, b) of the result. Terms: (tap, tap, channel) of the source.
 struct Pixels : AlongTerms<ROWS> {
     Axis y, x;
     int channels, pitch;  // channels to sum over; channels in memory
-    bool fours;           // four terms lie side by side
-    const real *image[COUNT];
+    bool together;
+    Term term;
+    const real *origin[COUNT];  // where each line's first tap lies (or would)
     int row[COUNT], column[COUNT];
 
     __device__ Pixels(const real *source, int samples, Axis y, Axis x, int channels, int pitch, int m0)
-        : y(y), x(x), channels(channels), pitch(pitch) {
-        fours = channels % 4 == 0 && aligned(source);  // then so is pitch, a multiple of channels
+        : y(y), x(x), channels(channels), pitch(pitch),
+          together(channels % 4 == 0 && aligned(source)),  // then so is pitch, a multiple of channels
+          term(4 * four(), x.taps, channels) {
         for (int s = 0; s < COUNT; s++) {
             const int m = m0 + line(s), b = m % x.results, a = m / x.results % y.results, n = m / x.results / y.results;
-            image[s] = source + (long long)n * y.source * x.source * pitch;
-            row[s] = n < samples ? a * y.step + y.origin : -(1 << 30);  // beyond the last pixel: outside
+            row[s] = a * y.step + y.origin;
             column[s] = b * x.step + x.origin;
+            origin[s] = source + (((long long)n * y.source + row[s]) * x.source + column[s]) * pitch;
+            if (n >= samples) row[s] = OUTSIDE;
         }
     }
 
-    __device__ bool inside(int row, int column) const {
-        return row >= 0 && row < y.source && column >= 0 && column < x.source;
-    }
-
-    __device__ void fetch(int k, Four *out) const {
-        k += 4 * four(0);  // the same for all s
-        int tap = k / channels, c = k % channels, i = tap / x.taps, j = tap % x.taps;
-        if (fours) {
+    template <int N> __device__ void fetch_by(Four *out) {
+        for (int e = 0; e < 4; e += N) {
+            const int down = term.i * y.advance, across = term.j * x.advance;
+            const int at = (down * x.source + across) * pitch + term.c;
             for (int s = 0; s < COUNT; s++) {
-                const int h = row[s] + i * y.advance, w = column[s] + j * x.advance;
-                out[s] = Four();
-                if (i < y.taps && inside(h, w)) out[s] = *(const Four *)(image[s] + (h * x.source + w) * pitch + c);
+                const bool inside = (unsigned)(row[s] + down) < y.source && (unsigned)(column[s] + across) < x.source;
+                const Pack<N> part = read<N>(origin[s] + at, inside && term.i < y.taps);
+                for (int n = 0; n < N; n++) out[s].v[e + n] = part.v[n];
             }
-            return;
-        }
-        for (int e = 0; e < 4; e++) {
-            for (int s = 0; s < COUNT; s++) {
-                const int h = row[s] + i * y.advance, w = column[s] + j * x.advance;
-                out[s].v[e] = i < y.taps && inside(h, w) ? image[s][(h * x.source + w) * pitch + c] : 0;
-            }
-            if (++c == channels) {
-                c = 0;
-                if (++j == x.taps) j = 0, i++;
-            }
+            term.advance(e + N < 4 ? N : DEPTH - 4 + N, x.taps, channels);
         }
     }
-};
 
-// Lines: output channels o. Terms: (i, j, c), side by side in memory.
-struct Weights : AlongTerms<COLUMNS> {
-    const real *weight;
-    int first, lines, terms;
-
-    __device__ Weights(const real *weight, int first, int lines, int terms)
-        : weight(weight), first(first), lines(lines), terms(terms) {}
-
-    __device__ void fetch(int k, Four *out) const {
-        k += 4 * four(0);
-        const bool fours = terms % 4 == 0 && aligned(weight);
-        for (int s = 0; s < COUNT; s++) {
-            const int o = first + line(s);
-            const real *from = weight + (long long)o * terms + k;
-            out[s] = Four();
-            if (o < lines && k < terms) {
-                if (fours) out[s] = *(const Four *)from;
-                else for (int e = 0; e < 4; e++) out[s].v[e] = k + e < terms ? from[e] : 0;
-            }
-        }
+    __device__ void fetch(Four *out) {
+        if (together) fetch_by<4>(out);
+        else fetch_by<1>(out);
     }
 };
 
@@ -144,189 +81,94 @@ struct Weights : AlongTerms<COLUMNS> {
 struct Taps { int count, first, step; };
 
 struct TransposedWeights : AlongLines<COLUMNS> {
-    const real *weight;
-    int first, lines, channels, kernel[2];  // channels: of the terms
+    const real *weight;                     // of the first line
+    int lines, pitch, channels, kernel[2];  // lines from here to the end; channels: of the terms
     Taps y, x;
+    bool together;
+    Term term;
 
     __device__ TransposedWeights(const real *weight, int first, int lines, int channels, const int *kernel, Taps y,
                                  Taps x)
-        : weight(weight), first(first), lines(lines), channels(channels), kernel{kernel[0], kernel[1]}, y(y), x(x) {}
+        : weight(weight + first + line(0)), lines(lines - first - line(0)), pitch(lines), channels(channels),
+          kernel{kernel[0], kernel[1]}, y(y), x(x), together(lines % 4 == 0 && channels % 4 == 0 && aligned(weight)),
+          term(4 * four(), x.count, channels) {}
 
-    __device__ void fetch(int k0, Four *out) const {
-        for (int s = 0; s < COUNT; s++) {
-            const int k = k0 + 4 * four(s), c = first + line(s);
-            int tap = k / channels, o = k % channels, i = tap / x.count, j = tap % x.count;
-            for (int e = 0; e < 4; e++) {
-                const int row = y.first + i * y.step, column = x.first + j * x.step;
-                const long long at = (((long long)o * kernel[0] + row) * kernel[1] + column) * lines + c;
-                out[s].v[e] = i < y.count && c < lines ? weight[at] : 0;
-                if (++o == channels) {
-                    o = 0;
-                    if (++j == x.count) j = 0, i++;
-                }
+    // LINES lines at once, of TERMS terms of one tap.
+    template <int LINES, int TERMS> __device__ void fetch_by(Four *out) {
+        for (int e = 0; e < 4; e++) {
+            const int row = y.first + term.i * y.step, column = x.first + term.j * x.step, o = term.c + e % TERMS;
+            const real *from = weight + (long long)((o * kernel[0] + row) * kernel[1] + column) * pitch;
+            for (int s = 0; s < COUNT; s += LINES) {
+                const Pack<LINES> part = read<LINES>(from + s, term.i < y.count && s < lines);
+                for (int n = 0; n < LINES; n++) out[s + n].v[e] = part.v[n];
             }
+            if (e % TERMS == TERMS - 1) term.advance(e < 3 ? 1 : DEPTH - 4 + TERMS, x.count, channels);
         }
+    }
+
+    __device__ void fetch(Four *out) {
+        if (together) fetch_by<COUNT, 4>(out);
+        else fetch_by<1, 1>(out);
     }
 };
 
-// Lines: channels o, side by side in memory. Terms: pixels up to `last`.
-struct PixelsAsTerms : AlongLines<ROWS> {
-    const real *y;
-    int first, lines, pitch, last;
-
-    __device__ PixelsAsTerms(const real *y, int first, int lines, int pitch, int last)
-        : y(y), first(first), lines(lines), pitch(pitch), last(last) {}
-
-    __device__ void fetch(int m0, Four *out) const {
-        for (int s = 0; s < COUNT; s++) {
-            const int m = m0 + 4 * four(s), o = first + line(s);
-            for (int e = 0; e < 4; e++) out[s].v[e] = o < lines && m + e < last ? y[(long long)(m + e) * pitch + o] : 0;
-        }
-    }
-};
-
-// Lines: (i, j, c). Terms: output pixels m = (n, p, q) up to `last`, fetched in order from the first on.
+// Lines: (i, j, c). Terms: output pixels m = (n, a, b).
 struct TapsOfPixels : AlongLines<COLUMNS> {
     Axis y, x;
-    int pitch, last;
-    const real *image[COUNT];               // of the pixel that is next,
-    int a[COUNT], b[COUNT];                 // with its row and column,
-    int row[COUNT], column[COUNT], c[COUNT];  // the line's tap from there, and channel
+    int pitch, terms;  // terms from here to the end
+    bool together;
+    const real *image;                      // of the pixel that is next,
+    int a, b;                               // with its row and column;
+    int row[COUNT], column[COUNT], at[COUNT];  // each line's tap from there, and where it lies
 
-    __device__ TapsOfPixels(const real *source, Axis y, Axis x, int channels, int pitch, int k0, int m0, int last)
-        : y(y), x(x), pitch(pitch), last(last) {
+    __device__ TapsOfPixels(const real *source, Axis y, Axis x, int channels, int pitch, int k0, int m0, int terms)
+        : y(y), x(x), pitch(pitch), terms(terms - 4 * four()),
+          together(channels % 4 == 0 && x.results % 4 == 0 && aligned(source)) {
+        const int m = m0 + 4 * four();
+        b = m % x.results;
+        a = m / x.results % y.results;
+        image = source + (long long)(m / x.results / y.results) * y.source * x.source * pitch;
         for (int s = 0; s < COUNT; s++) {
-            const int k = k0 + line(s), tap = k / channels, m = m0 + 4 * four(s);
-            c[s] = k % channels;
-            row[s] = tap / x.taps < y.taps ? y.origin + tap / x.taps * y.advance : -(1 << 30);
-            column[s] = x.origin + tap % x.taps * x.advance;
-            b[s] = m % x.results;
-            a[s] = m / x.results % y.results;
-            image[s] = source + (long long)(m / x.results / y.results) * y.source * x.source * pitch;
+            const Term tap(k0 + line(s), x.taps, channels);
+            row[s] = y.origin + tap.i * y.advance;
+            column[s] = x.origin + tap.j * x.advance;
+            at[s] = (row[s] * x.source + column[s]) * pitch + tap.c;
+            if (tap.i >= y.taps) row[s] = OUTSIDE;
         }
     }
 
-    __device__ void advance(int s, int steps) {
-        b[s] += steps;
-        while (b[s] >= x.results) {
-            b[s] -= x.results;
-            if (++a[s] == y.results) a[s] = 0, image[s] += (long long)y.source * x.source * pitch;
-        }
+    __device__ void advance(int steps) {
+        for (b += steps; b >= x.results; b -= x.results)
+            if (++a == y.results) a = 0, image += (long long)y.source * x.source * pitch;
     }
 
-    __device__ void fetch(int m0, Four *out) {
-        for (int s = 0; s < COUNT; s++)
-            for (int e = 0; e < 4; e++) {
-                const int h = row[s] + a[s] * y.step, w = column[s] + b[s] * x.step;
-                const bool inside = h >= 0 && h < y.source && w >= 0 && w < x.source;
-                out[s].v[e] = inside && m0 + 4 * four(s) + e < last ? image[s][(h * x.source + w) * pitch + c[s]] : 0;
-                advance(s, e < 3 ? 1 : DEPTH - 3);
+    // LINES lines at once, of PIXELS pixels in one row.
+    template <int LINES, int PIXELS> __device__ void fetch_by(Four *out) {
+        for (int e = 0; e < 4; e++) {
+            const int h = a * y.step, w = (b + e % PIXELS) * x.step;
+            const real *pixel = image + (h * x.source + w) * pitch;
+            for (int s = 0; s < COUNT; s += LINES) {
+                const bool inside = (unsigned)(row[s] + h) < y.source && (unsigned)(column[s] + w) < x.source;
+                const Pack<LINES> part = read<LINES>(pixel + at[s], inside && e < terms);
+                for (int n = 0; n < LINES; n++) out[s + n].v[e] = part.v[n];
             }
+            if (e % PIXELS == PIXELS - 1) advance(e < 3 ? 1 : DEPTH - 4 + PIXELS);
+        }
+        terms -= DEPTH;
+    }
+
+    __device__ void fetch(Four *out) {
+        if (together) fetch_by<COUNT, 4>(out);
+        else fetch_by<1, 1>(out);
     }
 };
-
-// ---- products ----------------------------------------------------------------------------------------------------
-
-// The 32 results of a thread, of the 32 x 32 of its warp: those of row(r) and column(c) of the block's tile,
-// r < DOWN and c < ALONG.
-struct Sums {
-    real value[32];
-    int down, across, lane;  // where the warp's results begin
-
-    __device__ Sums() : value() {
-        down = threadIdx.x / 32 / WARPS_ACROSS * 32;
-        across = threadIdx.x / 32 % WARPS_ACROSS * 32;
-        lane = threadIdx.x % 32;
-    }
-
-#if TF32
-    // The tensor cores compute 16 x 8 results from 8 terms, d = a b + d, with the elements spread over the warp so
-    // (PTX ISA, mma.m16n8k8 with .tf32), for group = lane / 4 and member = lane % 4:
-    //     a[i]: row group + 8 (i % 2), term member + 4 (i / 2);   b[i]: term member + 4 i, column group;
-    //     d[i]: row group + 8 (i / 2), column 2 member + i % 2.
-    // The order of terms is free, if it is the same in a and b. A thread has four side by side in each line: it
-    // gives the first two as terms `member` and `member + 4` of one product, the other two as those of the next.
-    static const int DOWN = 4, ALONG = 8;
-    __device__ int row(int r) const { return down + 8 * r + lane / 4; }
-    __device__ int column(int c) const { return across + 8 * (c / 2) + 2 * (lane % 4) + c % 2; }
-    __device__ real at(int r, int c) const { return value[16 * (r / 2) + 4 * (c / 2) + 2 * (r % 2) + c % 2]; }
-
-    __device__ void add(const Four *left, const Four *right) {
-        const int group = lane / 4, member = lane % 4;
-        Four low[2], high[2];  // rows group and group + 8 of two bands of 16 rows
-        for (int i = 0; i < 2; i++) {
-            low[i] = left[place(down + 16 * i + group, member)];
-            high[i] = left[place(down + 16 * i + group + 8, member)];
-        }
-        for (int j = 0; j < 4; j++) {
-            const Four b = right[place(across + 8 * j + group, member)];
-            for (int i = 0; i < 2; i++)
-                for (int t = 0; t < 4; t += 2)
-                    mma_16x8x8(value + 16 * i + 4 * j, low[i].v[t], high[i].v[t], low[i].v[t + 1], high[i].v[t + 1],
-                               b.v[t], b.v[t + 1]);
-        }
-    }
-#else
-    static const int DOWN = 8, ALONG = 4;
-    __device__ int row(int r) const { return down + 4 * r + lane / 8; }
-    __device__ int column(int c) const { return across + 8 * c + lane % 8; }
-    __device__ real at(int r, int c) const { return value[4 * r + c]; }
-
-    __device__ void add(const Four *left, const Four *right) {
-        for (int four = 0; four < 4; four++) {
-            Four b[4];
-            for (int j = 0; j < 4; j++) b[j] = right[place(column(j), four)];
-            for (int i = 0; i < 8; i++) {
-                const Four a = left[place(row(i), four)];
-                for (int j = 0; j < 4; j++)
-                    for (int t = 0; t < 4; t++) value[4 * i + j] += a.v[t] * b[j].v[t];
-            }
-        }
-    }
-#endif
-};
-
-// The Fours that a thread has fetched, into shared memory.
-template <class Operand> __device__ void keep(const Operand &operand, const Four *fetched, Four *shared) {
-    for (int s = 0; s < Operand::COUNT; s++) {
-        Four four = fetched[s];
-#if TF32
-        for (int e = 0; e < 4; e++) four.v[e] = to_tf32(four.v[e]);
-#endif
-        shared[place(operand.line(s), operand.four(s))] = four;
-    }
-}
-
-// sums += left * right' over the terms from first to last - 1.
-template <class Left, class Right>
-__device__ void multiply(Left &left, Right &right, int first, int last, Shared &shared, Sums &sums) {
-    if (first >= last) return;
-    Four next_left[Left::COUNT], next_right[Right::COUNT];
-    left.fetch(first, next_left);
-    right.fetch(first, next_right);
-    keep(left, next_left, shared.left[0]);
-    keep(right, next_right, shared.right[0]);
-    __syncthreads();
-    for (int k = first, now = 0; k < last; k += DEPTH, now = 1 - now) {
-        const bool more = k + DEPTH < last;
-        if (more) {
-            left.fetch(k + DEPTH, next_left);
-            right.fetch(k + DEPTH, next_right);
-        }
-        sums.add(shared.left[now], shared.right[now]);
-        if (more) {
-            keep(left, next_left, shared.left[1 - now]);
-            keep(right, next_right, shared.right[1 - now]);
-        }
-        __syncthreads();
-    }
-}
 
 // ---- kernels -----------------------------------------------------------------------------------------------------
 
-// Grid: (tiles, 1, groups), where tiles of the same pixels and other channels follow each other. bias may be NULL.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
-    const real *x, const real *weight, const real *bias, real *y, Conv d) {
+// y, plus the image `onto`. Grid: (tiles, 1, groups), where tiles of the same pixels and other channels follow each
+// other. bias and onto may be NULL.
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
+    const real *x, const real *weight, const real *bias, const real *onto, real *y, Conv d) {
     __shared__ Shared shared;
     const int tiles = (d.out_channels + COLUMNS - 1) / COLUMNS, group = blockIdx.z;
     const int m0 = blockIdx.x / tiles * ROWS, o0 = blockIdx.x % tiles * COLUMNS;
@@ -335,15 +177,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
     const Axis horizontal = {d.out_size[1], d.size[1], d.kernel[1], d.stride[1], -d.corner[1], d.dilation[1]};
 
     Pixels left(x + group * d.channels, d.samples, vertical, horizontal, d.channels, d.groups * d.channels, m0);
-    Weights right(weight + (long long)group * d.out_channels * terms, o0, d.out_channels, terms);
+    Rows<COLUMNS> right(weight + (long long)group * d.out_channels * terms, o0, d.out_channels, terms, terms);
     Sums sums;
-    multiply(left, right, 0, terms, shared, sums);
+    multiply(left, right, terms, shared, sums);
 
     for (int r = 0; r < Sums::DOWN; r++)
         for (int c = 0; c < Sums::ALONG; c++) {
             const int m = m0 + sums.row(r), o = o0 + sums.column(c), channel = group * d.out_channels + o;
+            const long long i = (long long)m * d.groups * d.out_channels + channel;
             if (m < pixels && o < d.out_channels)
-                y[(long long)m * d.groups * d.out_channels + channel] = sums.at(r, c) + (bias ? bias[channel] : 0);
+                y[i] = sums.at(r, c) + (bias ? bias[channel] : 0) + (onto ? onto[i] : 0);
         }
 }
 
@@ -363,7 +206,7 @@ __device__ void taps_of_phase(const Conv &d, int axis, int phase, Taps &taps, Ax
 }
 
 // dx; with a bias, the forward of a transposed convolution. Grid: (tiles, 1, groups * phases).
-extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_input_gradient(
     const real *dy, const real *weight, const real *bias, real *dx, Conv d) {
     __shared__ Shared shared;
     const int tiles = (d.channels + COLUMNS - 1) / COLUMNS;
@@ -377,12 +220,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
     const int pixels = d.samples * vertical.results * horizontal.results;
     if (m0 >= pixels) return;  // this phase has fewer pixels than the first
 
-    const long long weights = (long long)d.out_channels * d.kernel[0] * d.kernel[1] * d.channels;
-    Pixels left(dy + group * d.out_channels, d.samples, vertical, horizontal, d.out_channels,
-                d.groups * d.out_channels, m0);
-    TransposedWeights right(weight + group * weights, c0, d.channels, d.out_channels, d.kernel, taps_h, taps_w);
+    const int terms = taps_h.count * taps_w.count * d.out_channels;
     Sums sums;
-    multiply(left, right, 0, taps_h.count * taps_w.count * d.out_channels, shared, sums);
+    if (terms) {  // there are phases without taps
+        const long long weights = (long long)d.out_channels * d.kernel[0] * d.kernel[1] * d.channels;
+        Pixels left(dy + group * d.out_channels, d.samples, vertical, horizontal, d.out_channels,
+                    d.groups * d.out_channels, m0);
+        TransposedWeights right(weight + group * weights, c0, d.channels, d.out_channels, d.kernel, taps_h, taps_w);
+        multiply(left, right, terms, shared, sums);
+    }
 
     for (int r = 0; r < Sums::DOWN; r++) {
         const int m = m0 + sums.row(r), b = m % horizontal.results, a = m / horizontal.results % vertical.results;
@@ -397,29 +243,36 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
     }
 }
 
-// parts[slice]: dw summed over the slice's share of the pixels. Grid: (tiles, slices, groups).
-extern "C" __global__ void __launch_bounds__(THREADS) conv_weight_gradient(
+// parts[slice]: dw, and behind it db = the sums of dy, over the slice's share of the pixels.
+// Grid: (tiles, slices, groups).
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_weight_gradient(
     const real *dy, const real *x, real *parts, Conv d) {
     __shared__ Shared shared;
-    const int terms = d.kernel[0] * d.kernel[1] * d.channels, pixels = d.samples * d.out_size[0] * d.out_size[1];
-    const int tiles = (terms + COLUMNS - 1) / COLUMNS, group = blockIdx.z;
+    const int terms = d.kernel[0] * d.kernel[1] * d.channels, channels = d.groups * d.out_channels, group = blockIdx.z;
+    const int tiles = (terms + COLUMNS - 1) / COLUMNS;
     const int o0 = blockIdx.x / tiles * ROWS, k0 = blockIdx.x % tiles * COLUMNS;
-    const long long steps = (pixels + DEPTH - 1) / DEPTH;
+    const long long pixels = (long long)d.samples * d.out_size[0] * d.out_size[1], steps = (pixels + DEPTH - 1) / DEPTH;
     const int first = steps * blockIdx.y / gridDim.y * DEPTH, end = steps * (blockIdx.y + 1) / gridDim.y * DEPTH;
-    const int last = end < pixels ? end : pixels;
+    const int share = (end < pixels ? end : pixels) - first;
     const Axis vertical = {d.out_size[0], d.size[0], d.kernel[0], d.stride[0], -d.corner[0], d.dilation[0]};
     const Axis horizontal = {d.out_size[1], d.size[1], d.kernel[1], d.stride[1], -d.corner[1], d.dilation[1]};
 
-    PixelsAsTerms left(dy + group * d.out_channels, o0, d.out_channels, d.groups * d.out_channels, last);
+    SummedColumns<ROWS> left(dy + (long long)first * channels + group * d.out_channels, o0, d.out_channels, channels,
+                             share);
     TapsOfPixels right(x + group * d.channels, vertical, horizontal, d.channels, d.groups * d.channels, k0, first,
-                       last);
+                       share);
     Sums sums;
-    multiply(left, right, first, last, shared, sums);
+    multiply(left, right, share, shared, sums);
 
+    parts += (long long)blockIdx.y * channels * (terms + 1);
     for (int r = 0; r < Sums::DOWN; r++)
         for (int c = 0; c < Sums::ALONG; c++) {
             const int o = o0 + sums.row(r), k = k0 + sums.column(c);
-            const long long line = ((long long)blockIdx.y * d.groups + group) * d.out_channels + o;
-            if (o < d.out_channels && k < terms) parts[line * terms + k] = sums.at(r, c);
+            if (o < d.out_channels && k < terms)
+                parts[(long long)(group * d.out_channels + o) * terms + k] = sums.at(r, c);
         }
+    const real sum = left.sum(shared);
+    const int o = o0 + threadIdx.x;
+    if (k0 == 0 && threadIdx.x < ROWS && o < d.out_channels)
+        parts[(long long)channels * terms + group * d.out_channels + o] = sum;
 }

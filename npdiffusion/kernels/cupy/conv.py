@@ -9,33 +9,37 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...backend import cupy, tf32_allowed
-from .build import ceil_div, kernel, launch, struct
-from .elementwise import sum_parts
-from .layout import channels_last, to_nchw
+from ...backend import cupy
+from .build import ceil_div, launch, struct
+from .elementwise import channel_sums, sum_parts
+from .layout import channels_last, contiguous, to_nchw
+from .tile import slices_of, tile_kernel, tiles_of
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
 
 CONV = np.dtype([*((name, "i4") for name in ("samples", "groups", "channels", "out_channels")), *(
     (name, "i4", 2) for name in ("size", "out_size", "kernel", "stride", "corner", "dilation"))])  # struct Conv
-WARPS = {(2, 2), (4, 1), (1, 4)}  # of a block of conv.cu, down and across: each computes 32 x 32 results
-DEPTH = 16  # of conv.cu
 PIXELS = 2**31 - 2**10  # that an int can count, and a tile beyond
-BLOCKS = 512  # that sum a weight gradient, about: enough to keep a GPU busy
 
 
-def conv2d(x, weight, bias, stride, padding, dilation, groups):
-    """y (N, C_out, H_out, W_out); bias (C_out,) or None; padding ((top, bottom), (left, right))."""
+def conv2d(x, weight, bias, stride, padding, dilation, groups, onto=None):
+    """y (N, C_out, H_out, W_out), plus the array ``onto``; bias (C_out,) or None; padding ((top, bottom), (left, right))."""
     size = tuple((n + sum(p) - d * (k - 1) - 1) // s + 1
                  for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation))
-    return forward(x, weight, bias, size, stride, padding, dilation, groups)
+    return forward(x, weight, bias, size, stride, padding, dilation, groups, onto)
 
 
-def conv2d_backward(g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True):
-    """Gradients dx and dweight of <g, conv2d(x, weight)>; None for the one that is not needed."""
-    settings = stride, padding, dilation, groups
+def conv2d_backward(
+    g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
+):
+    """Gradients dx, dweight and dbias of <g, conv2d(x, weight, bias)>; None for those that are not needed."""
+    settings, dweight, dbias = (stride, padding, dilation, groups), None, None
     dx = input_gradient(g, weight, None, x.shape[2:], *settings) if need_input else None
-    return dx, weight_gradient(g, x, weight.shape, *settings) if need_weight else None
+    if need_weight:
+        dweight, dbias = weight_gradient(g, x, weight.shape, *settings)  # the second costs nothing
+    elif need_bias:
+        dbias = channel_sums(g)
+    return dx, dweight, dbias if need_bias else None
 
 
 def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation, groups):
@@ -46,50 +50,54 @@ def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation,
 
 
 def conv_transpose2d_backward(
-    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True
+    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
 ):
-    """Gradients of <g, conv_transpose2d(x, weight)> = <conv2d(g, weight), x>."""
-    settings = stride, padding, dilation, groups
+    """Gradients of <g, conv_transpose2d(x, weight, bias)>, without bias <conv2d(g, weight), x>."""
+    g, settings = to_nchw(channels_last(g)), (stride, padding, dilation, groups)
     dx = forward(g, weight, None, x.shape[2:], *settings) if need_input else None
-    return dx, weight_gradient(x, g, weight.shape, *settings) if need_weight else None
+    dweight = weight_gradient(x, g, weight.shape, *settings)[0] if need_weight else None
+    return dx, dweight, channel_sums(g) if need_bias else None
 
 
-def forward(x, weight, bias, size, *settings):
-    """Convolution of x, with y of this size; settings: stride, padding, dilation, groups."""
-    x, weight = channels_last(x), channels_last(weight)
+def forward(x, weight, bias, size, stride, padding, dilation, groups, onto=None):
+    """Convolution of x, with y of this size, plus the array ``onto``."""
+    x, weight, bias, onto = channels_last(x), channels_last(weight), contiguous(bias), channels_last(onto)
     y = cupy().empty((len(x), *size, len(weight)), x.dtype)
-    conv, groups = _conv(x.shape, y.shape, weight.shape, *settings), settings[-1]
-    down, across = (4, 1) if len(weight) // groups <= 32 else (2, 2)
-    tiles = ceil_div(y.size // len(weight), 32 * down) * ceil_div(len(weight) // groups, 32 * across)
-    launch(_kernel("conv_forward", x, down, across), (tiles, 1, groups), (128,), (x, weight, bias, y, conv))
+    conv = _conv(x.shape, y.shape, weight.shape, stride, padding, dilation, groups)
+    channels = len(weight) // groups
+    warps = (4, 1) if channels <= 32 else (2, 2)
+    grid = tiles_of(y.size // len(weight), channels, warps), 1, groups
+    launch(tile_kernel("conv_forward", "conv", x.dtype, warps), grid, (128,), (x, weight, bias, onto, y, conv))
     return to_nchw(y)
 
 
 def input_gradient(g, weight, bias, size, stride, padding, dilation, groups):
     """dx, of this size, plus a bias."""
-    g, weight = channels_last(g), channels_last(weight)
+    g, weight, bias = channels_last(g), channels_last(weight), contiguous(bias)
     c, (sh, sw) = weight.shape[3], stride
     dx = cupy().empty((len(g), *size, c * groups), g.dtype)
     conv = _conv(dx.shape, g.shape, weight.shape, stride, padding, dilation, groups)
-    down, across = (4, 1) if c <= 32 else (2, 2)
+    warps = (4, 1) if c <= 32 else (2, 2)
     pixels = len(g) * ceil_div(size[0], sh) * ceil_div(size[1], sw)  # of a phase
-    grid = ceil_div(pixels, 32 * down) * ceil_div(c, 32 * across), 1, groups * sh * sw
-    launch(_kernel("conv_input_gradient", g, down, across), grid, (128,), (g, weight, bias, dx, conv))
+    grid = tiles_of(pixels, c, warps), 1, groups * sh * sw
+    launch(tile_kernel("conv_input_gradient", "conv", g.dtype, warps), grid, (128,), (g, weight, bias, dx, conv))
     return to_nchw(dx)
 
 
 def weight_gradient(g, x, shape, *settings):
-    """dweight, of this shape, summed in slices of the pixels, a whole tile of 16 of them or more."""
+    """dweight, of this shape, and the sums of g's channels, each in slices of the pixels, which are then added."""
     g, x = channels_last(g), channels_last(x)
     out_channels, c, *kernel = shape
     conv, groups = _conv(x.shape, g.shape, (out_channels, *kernel, c), *settings), settings[-1]
     rows, terms = out_channels // groups, kernel[0] * kernel[1] * c
-    down, across = (1, 4) if rows <= 32 else (2, 2)
-    tiles = ceil_div(rows, 32 * down) * ceil_div(terms, 32 * across)
-    slices = max(1, min(BLOCKS // (tiles * groups), g.size // out_channels // (8 * DEPTH)))
-    parts = cupy().empty((slices, out_channels, *kernel, c), g.dtype)
-    launch(_kernel("conv_weight_gradient", g, down, across), (tiles, slices, groups), (128,), (g, x, parts, conv))
-    return to_nchw(sum_parts(parts))
+    warps = (1, 4) if rows <= 32 else (2, 2)
+    tiles = tiles_of(rows, terms, warps)
+    slices = slices_of(g.size // out_channels, tiles * groups)
+    parts = cupy().empty((slices, out_channels * (terms + 1)), g.dtype)
+    grid = tiles, slices, groups
+    launch(tile_kernel("conv_weight_gradient", "conv", g.dtype, warps), grid, (128,), (g, x, parts, conv))
+    both = sum_parts(parts)
+    return to_nchw(both[:-out_channels].reshape(out_channels, *kernel, c)), both[-out_channels:]
 
 
 @lru_cache(1024)
@@ -102,8 +110,3 @@ def _conv(x_shape, y_shape, weight_shape, stride, padding, dilation, groups):
     corner = tuple(before for before, _ in padding)
     pairs = (tuple(size), y_shape[1:3], tuple(kernel), tuple(stride), corner, tuple(dilation))
     return struct(CONV, n, groups, c, out_channels // groups, *pairs)
-
-
-def _kernel(name, x, down, across):
-    tf32 = int(x.dtype == np.float32 and tf32_allowed())
-    return kernel(name, "conv", x.dtype, WARPS_DOWN=down, WARPS_ACROSS=across, TF32=tf32)

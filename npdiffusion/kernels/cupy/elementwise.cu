@@ -1,4 +1,4 @@
-// Sums per channel, and bias with an activation. Channels lie side by side: element (pixel, c) of an image is
+// Sums per channel, bias with an activation, and what else goes element by element. Channels lie side by side: element (pixel, c) of an image is
 // x[pixel * channels + c].
 
 // A block of 256 threads forms rows of `columns` threads, one for each channel (or for every columns-th, if
@@ -61,4 +61,36 @@ extern "C" __global__ void bias_activation_backward(const real *g, const real *x
     const real z = bias ? x[i] + bias[i % channels] : x[i];
     const real s = 1 / (1 + exp(-z));
     dx[i] = g[i] * (activation == SILU ? s * (1 + z * (1 - s)) : activation == RELU && z <= 0 ? 0 : 1);
+}
+
+// parts[block]: scale times the sum of (x - y)^2 over the block's share of the elements.
+extern "C" __global__ void squared_error(const real *x, const real *y, real *parts, long long size, double scale) {
+    __shared__ real sums[256];
+    const long long first = size * blockIdx.x / gridDim.x, last = size * (blockIdx.x + 1) / gridDim.x;
+    real sum = 0;
+    for (long long i = first + threadIdx.x; i < last; i += 256) sum += (x[i] - y[i]) * (x[i] - y[i]);
+    sums[threadIdx.x] = sum;
+    for (int half = 128; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) parts[blockIdx.x] = sums[0] * (real)scale;
+}
+
+// dx = 2 scale g (x - y), with g a single number.
+extern "C" __global__ void squared_error_backward(const real *g, const real *x, const real *y, real *dx, long long size,
+                                                  double scale) {
+    const long long i = blockIdx.x * 256ll + threadIdx.x;
+    if (i < size) dx[i] = (real)(2 * scale) * g[0] * (x[i] - y[i]);
+}
+
+// y (N, 2 half) = cos(t w_k), then sin(t w_k), with w_k = exp(-rate k / half). each: whether t is one for all samples (0)
+// or one for each (1).
+extern "C" __global__ void timestep_embedding(const long long *t, int each, real *y, long long size, int half,
+                                              double rate) {
+    const long long i = blockIdx.x * 256ll + threadIdx.x, n = i / (2 * half);
+    if (i >= size) return;
+    const int k = i % (2 * half);
+    const double angle = t[each * n] * exp(-rate * (k % half) / half);
+    y[i] = (real)(k < half ? cos(angle) : sin(angle));
 }

@@ -1,4 +1,6 @@
-"""Sums, concatenation, and bias with an activation."""
+"""Sums, concatenation, bias with an activation, and what else goes element by element."""
+
+import math
 
 import numpy as np
 
@@ -6,7 +8,8 @@ from ...backend import cupy
 from .build import ceil_div, kernel, launch
 from .layout import channels_last, contiguous, to_nchw
 
-__all__ = ["add", "bias_activation", "bias_activation_backward", "cat", "channel_sums", "sum_parts"]
+__all__ = ["add", "bias_activation", "bias_activation_backward", "cat", "channel_sums", "squared_error",
+           "squared_error_backward", "sum_parts", "timestep_embedding"]
 
 ACTIVATIONS = {None: 0, "relu": 1, "silu": 2}
 PARTS = 256  # blocks that share a sum: enough to keep a GPU busy
@@ -48,17 +51,52 @@ def sum_parts(parts):
 
 def bias_activation(x, bias, activation):
     """f(x + bias) in one pass: bias (C,) or None; f "relu", "silu" or None; x (N, C, H, W), or (..., C)."""
-    rows = channels_last(x) if x.ndim == 4 else contiguous(x)
+    rows, bias = _rows(x), contiguous(bias)
     y = cupy().empty(rows.shape, rows.dtype)
-    args = rows, bias, y, y.size, np.int32(rows.shape[-1]), np.int32(ACTIVATIONS[activation])
-    launch(kernel("bias_activation", "elementwise", y.dtype), (ceil_div(y.size, 256),), (256,), args)
+    args = rows, bias, y, y.size, np.int32(0 if bias is None else len(bias)), np.int32(ACTIVATIONS[activation])
+    _launch("bias_activation", y, args)
     return to_nchw(y) if x.ndim == 4 else y
 
 
 def bias_activation_backward(g, x, bias, activation):
     """dx of ``bias_activation``; the bias's gradient is dx summed over all but the channels."""
-    g, rows = (channels_last(a) if a.ndim == 4 else contiguous(a) for a in (g, x))
+    g, rows, bias = _rows(g), _rows(x), contiguous(bias)
     dx = cupy().empty(rows.shape, rows.dtype)
-    args = g, rows, bias, dx, dx.size, np.int32(rows.shape[-1]), np.int32(ACTIVATIONS[activation])
-    launch(kernel("bias_activation_backward", "elementwise", dx.dtype), (ceil_div(dx.size, 256),), (256,), args)
+    args = g, rows, bias, dx, dx.size, np.int32(0 if bias is None else len(bias)), np.int32(ACTIVATIONS[activation])
+    _launch("bias_activation_backward", dx, args)
     return to_nchw(dx) if x.ndim == 4 else dx
+
+
+def squared_error(x, y, scale):
+    """scale·Σ (x − y)², an array (). Blocks sum shares of the elements, a second kernel those."""
+    count = max(1, min(PARTS, ceil_div(x.size, 4096)))
+    parts = cupy().empty((count, 1), x.dtype)
+    args = _rows(x), _rows(y), parts, x.size, float(scale)
+    launch(kernel("squared_error", "elementwise", x.dtype), (count,), (256,), args)
+    return sum_parts(parts).reshape(())
+
+
+def squared_error_backward(g, x, y, scale):
+    """dx of ``squared_error``, and −dy: 2·scale·g·(x − y)."""
+    rows = _rows(x)
+    dx = cupy().empty(rows.shape, rows.dtype)
+    _launch("squared_error_backward", dx, (g, rows, _rows(y), dx, dx.size, float(scale)))
+    return to_nchw(dx) if x.ndim == 4 else dx
+
+
+def timestep_embedding(t, dim, max_period, dtype):
+    """cos(t·ω_i), then sin(t·ω_i), with ω_i = max_period^(−i/(dim/2)): t (N,) integers -> (N, dim)."""
+    y = cupy().empty((len(t), dim), dtype)
+    t = (t if any(t.strides) else t[:1]).astype(np.int64, copy=False)  # one for all, where it was broadcast
+    args = contiguous(t), np.int32(len(t) > 1), y, y.size, np.int32(dim // 2), math.log(max_period)
+    _launch("timestep_embedding", y, args)
+    return y
+
+
+def _rows(x):
+    return channels_last(x) if x.ndim == 4 else contiguous(x)
+
+
+def _launch(name, y, args):
+    """A kernel with a thread for each element of y."""
+    launch(kernel(name, "elementwise", y.dtype), (ceil_div(y.size, 256),), (256,), args)

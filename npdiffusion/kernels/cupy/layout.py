@@ -6,13 +6,13 @@ __all__ = ["channels_last", "contiguous", "to_nchw"]
 
 
 def contiguous(x):
-    """x itself if its memory is C-contiguous, else a copy."""
-    return x if x.flags.c_contiguous else cupy().ascontiguousarray(x)
+    """x itself if it is None or its memory is C-contiguous, else a copy."""
+    return x if x is None or x.flags.c_contiguous else cupy().ascontiguousarray(x)
 
 
 def channels_last(x):
-    """The (N, H, W, C) C-contiguous array of an NCHW one: a view if the memory is channels-last already."""
-    return contiguous(x.transpose(0, 2, 3, 1))
+    """The (N, H, W, C) C-contiguous array of an NCHW one: a view if the memory is channels-last already. None of None."""
+    return None if x is None else contiguous(x.transpose(0, 2, 3, 1))
 
 
 def to_nchw(x):

@@ -8,15 +8,13 @@
 #define THREADS 256
 
 struct Norm {
-    int pixels, channels, width;      // width: channels of a group
-    int weight_stride, bias_stride;   // from sample to sample: channels, or 0 if all have the same
-    int silu;
+    int pixels, channels, width, silu;  // width: channels of a group
     double eps;
 };
 
 struct Block {
     int columns, rows, column, row, c0;  // c0: the group's first channel
-    long long start;                     // of the sample's element (pixel 0, channel 0)
+    long long sample, start;             // start: of the sample's element (pixel 0, channel 0)
 };
 
 __device__ Block block_of(const Norm &d) {
@@ -25,9 +23,27 @@ __device__ Block block_of(const Norm &d) {
     b.rows = THREADS / b.columns;
     b.column = threadIdx.x % b.columns;
     b.row = threadIdx.x / b.columns;  // a row >= rows is left over, and idle
-    b.c0 = blockIdx.x * d.width;
-    b.start = (long long)blockIdx.y * d.pixels * d.channels;
+    const int groups = d.channels / d.width;
+    b.c0 = blockIdx.x % groups * d.width;
+    b.sample = blockIdx.x / groups;
+    b.start = b.sample * d.pixels * d.channels;
     return b;
+}
+
+// What follows the normalisation of channel c of a sample: xhat -> xhat weight + bias -> (...) (1 + scale) + shift,
+// which is again one factor and one summand. scale_shift, (N, 2, C), may be NULL.
+struct Affine { real weight, bias, scale, factor, summand; };
+
+__device__ Affine affine_of(const real *weight, const real *bias, const real *scale_shift, long long sample, int c,
+                            int channels) {
+    Affine a = {weight[c], bias[c], 1, weight[c], bias[c]};
+    if (scale_shift) {
+        scale_shift += 2 * sample * channels + c;
+        a.scale = 1 + scale_shift[0];
+        a.factor = a.weight * a.scale;
+        a.summand = a.bias * a.scale + scale_shift[channels];
+    }
+    return a;
 }
 
 // The sum of all threads' values, given to all of them. Always added in the same order.
@@ -52,10 +68,11 @@ __device__ real sum_over_rows(real value, const Block &b, real *shared) {
     return shared[threadIdx.x];
 }
 
-// y = (x - mean) rstd weight + bias, and y sigmoid(y) if silu, with rstd = 1 / sqrt(variance + eps).
-// Grid: (groups, samples). mean and rstd are given to each channel of the group: (N, C).
+// y = xhat factor + summand, and y sigmoid(y) if silu, with xhat = (x - mean) rstd, rstd = 1 / sqrt(variance + eps).
+// Grid: samples * groups. mean and rstd are given to each channel of the group: (N, C).
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm(
-    const real *x, const real *weight, const real *bias, real *y, real *mean, real *rstd, Norm d) {
+    const real *x, const real *weight, const real *bias, const real *scale_shift, real *y, real *mean, real *rstd,
+    Norm d) {
     __shared__ real shared[THREADS];
     const Block b = block_of(d);
     const int pixels = d.pixels, channels = d.channels, width = d.width;
@@ -78,16 +95,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm(
 
     if (b.row >= b.rows) return;
     for (int c = b.c0 + b.column; c < b.c0 + width; c += b.columns) {
-        const real scale = weight[(long long)blockIdx.y * d.weight_stride + c] * r;
-        const real shift = bias[(long long)blockIdx.y * d.bias_stride + c] - mu * scale;
+        const Affine a = affine_of(weight, bias, scale_shift, b.sample, c, channels);
+        const real slope = a.factor * r, level = a.summand - mu * slope;
         for (int p = b.row; p < pixels; p += b.rows) {
             const long long i = b.start + (long long)p * channels + c;
-            const real z = x[i] * scale + shift;
+            const real z = x[i] * slope + level;
             y[i] = d.silu ? z / (1 + exp(-z)) : z;
         }
         if (b.row == 0) {
-            mean[(long long)blockIdx.y * channels + c] = mu;
-            rstd[(long long)blockIdx.y * channels + c] = r;
+            mean[b.sample * channels + c] = mu;
+            rstd[b.sample * channels + c] = r;
         }
     }
 }
@@ -98,29 +115,30 @@ __device__ real before_silu(real g, real z, int silu) {
     return silu ? g * s * (1 + z * (1 - s)) : g;
 }
 
-// With xhat = (x - mean) rstd, d = the gradient before the SiLU, sums over pixels and means over the group:
-// dweight = sum d xhat, dbias = sum d, dx = rstd (d weight - mean(d weight) - xhat mean(d weight xhat)).
+// With d = the gradient before the SiLU and means over the group:
+// dx = rstd (d factor - mean(d factor) - xhat mean(d factor xhat)). With a sample's sums over the pixels A = sum d xhat
+// and B = sum d: parts (N, 2, C) = A (1 + scale) and B (1 + scale), whose sums over the samples are dweight and dbias;
+// dscale_shift = A weight + B bias and B. If `onto` is not NULL, dx is added to it. Grid: samples * groups.
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
     const real *g, const real *x, const real *mean, const real *rstd, const real *weight, const real *bias,
-    real *dx, real *dweight, real *dbias, Norm settings) {
+    const real *scale_shift, const real *onto, real *dx, real *parts, real *dscale_shift, Norm settings) {
     __shared__ real shared[THREADS];
     const Block b = block_of(settings);
     const int pixels = settings.pixels, channels = settings.channels, width = settings.width;
-    const long long sample = blockIdx.y;
-    const real mu = mean[sample * channels + b.c0], r = rstd[sample * channels + b.c0];
+    const real mu = mean[b.sample * channels + b.c0], r = rstd[b.sample * channels + b.c0];
 
-    real d_sum = 0, along_sum = 0;  // sums over the group of d weight and d weight xhat
+    real d_sum = 0, along_sum = 0;  // sums over the group of d factor and d factor xhat
     for (int start = 0; start < width; start += b.columns) {
         const int c = b.c0 + start + b.column;
         const bool active = b.row < b.rows && start + b.column < width;
-        real d_part = 0, along_part = 0, w = 0;
+        real d_part = 0, along_part = 0;
+        Affine a;
         if (active) {
-            w = weight[sample * settings.weight_stride + c];
-            const real shift = bias[sample * settings.bias_stride + c];
+            a = affine_of(weight, bias, scale_shift, b.sample, c, channels);
             for (int p = b.row; p < pixels; p += b.rows) {
                 const long long i = b.start + (long long)p * channels + c;
                 const real xhat = (x[i] - mu) * r;
-                const real d = before_silu(g[i], xhat * w + shift, settings.silu);
+                const real d = before_silu(g[i], xhat * a.factor + a.summand, settings.silu);
                 d_part += d;
                 along_part += d * xhat;
             }
@@ -128,10 +146,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
         d_part = sum_over_rows(d_part, b, shared);
         along_part = sum_over_rows(along_part, b, shared);
         if (active && b.row == 0) {
-            dbias[sample * channels + c] = d_part;
-            dweight[sample * channels + c] = along_part;
-            d_sum += d_part * w;
-            along_sum += along_part * w;
+            const long long first = 2 * b.sample * channels + c, second = first + channels;
+            parts[first] = along_part * a.scale;
+            parts[second] = d_part * a.scale;
+            if (dscale_shift) {
+                dscale_shift[first] = along_part * a.weight + d_part * a.bias;
+                dscale_shift[second] = d_part;
+            }
+            d_sum += d_part * a.factor;
+            along_sum += along_part * a.factor;
         }
     }
     const real count = (real)pixels * width;
@@ -140,12 +163,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
 
     if (b.row >= b.rows) return;
     for (int c = b.c0 + b.column; c < b.c0 + width; c += b.columns) {
-        const real w = weight[sample * settings.weight_stride + c], shift = bias[sample * settings.bias_stride + c];
+        const Affine a = affine_of(weight, bias, scale_shift, b.sample, c, channels);
         for (int p = b.row; p < pixels; p += b.rows) {
             const long long i = b.start + (long long)p * channels + c;
             const real xhat = (x[i] - mu) * r;
-            const real d = before_silu(g[i], xhat * w + shift, settings.silu);
-            dx[i] = r * (d * w - d_mean - xhat * along_mean);
+            const real d = before_silu(g[i], xhat * a.factor + a.summand, settings.silu);
+            dx[i] = r * (d * a.factor - d_mean - xhat * along_mean) + (onto ? onto[i] : 0);
         }
     }
 }

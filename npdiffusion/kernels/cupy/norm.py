@@ -5,43 +5,42 @@ import numpy as np
 
 from ...backend import cupy
 from .build import kernel, launch, struct
+from .elementwise import sum_parts
 from .layout import channels_last, contiguous, to_nchw
 
 __all__ = ["group_norm", "group_norm_backward"]
 
-NORM = np.dtype([*((name, "i4") for name in (
-    "pixels", "channels", "width", "weight_stride", "bias_stride", "silu")), ("eps", "f8")])  # struct Norm in norm.cu
-SAMPLES = 65535  # most blocks along y
+NORM = np.dtype([*((name, "i4") for name in ("pixels", "channels", "width", "silu")), ("eps", "f8")])  # struct Norm
 
 
-def _launch(name, arrays, x, groups, weight, bias, silu, eps=0.0):
-    """The kernel on (groups, samples) blocks; more samples than a grid can have go through it in turns."""
+def _launch(name, arrays, x, groups, silu, eps=0.0):
     n, h, w, c = x.shape
-    strides = [0 if len(p) == 1 else c for p in (weight, bias)]
-    norm = struct(NORM, h * w, c, c // groups, *strides, silu, eps)
-    for first in range(0, n, SAMPLES):
-        part = [a if len(a) == 1 else a[first:first + SAMPLES] for a in arrays] if n > SAMPLES else arrays
-        launch(kernel(name, "norm", x.dtype), (groups, min(n - first, SAMPLES)), (256,), (*part, norm))
+    norm = struct(NORM, h * w, c, c // groups, silu, eps)
+    launch(kernel(name, "norm", x.dtype), (n * groups,), (256,), (*arrays, norm))
 
 
-def group_norm(x, groups, weight, bias, eps, silu=False):
-    """y = (x − μ)/√(σ² + eps)·weight + bias, and y·sigmoid(y) if ``silu``.
+def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
+    """y = (x − μ)/√(σ² + eps)·weight + bias, then y·(1 + scale) + shift, then y·sigmoid(y) if ``silu``.
 
-    x (N, C, H, W); weight, bias (N or 1, C). Returns y (N, C, H, W), μ and 1/√(σ² + eps), each (N, C).
+    x (N, C, H, W); weight, bias (C,); scale_shift (N, 2·C) or None. Returns y (N, C, H, W), μ and 1/√(σ² + eps),
+    each (N, C).
     """
-    x, weight, bias = channels_last(x), contiguous(weight), contiguous(bias)
+    x, conditions = channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
     xp = cupy()
     y, mean, rstd = xp.empty(x.shape, x.dtype), xp.empty((n, c), x.dtype), xp.empty((n, c), x.dtype)
-    _launch("group_norm", (x, weight, bias, y, mean, rstd), x, groups, weight, bias, silu, eps)
+    _launch("group_norm", (x, *conditions, y, mean, rstd), x, groups, silu, eps)
     return to_nchw(y), mean, rstd
 
 
-def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False):
-    """Gradients of ``group_norm`` from g (N, C, H, W): dx (N, C, H, W), dweight (N, C), dbias (N, C)."""
-    g, x, weight, bias = channels_last(g), channels_last(x), contiguous(weight), contiguous(bias)
+def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None, onto=None):
+    """Gradients of ``group_norm`` from g (N, C, H, W): dx, plus the array ``onto`` if given, dweight (C,), dbias (C,),
+    dscale_shift (N, 2·C) or None."""
+    g, x, onto, conditions = *map(channels_last, (g, x, onto)), map(contiguous, (weight, bias, scale_shift))
+    n, _, _, c = x.shape
     xp = cupy()
-    dx, dweight, dbias = xp.empty(x.shape, x.dtype), xp.empty(mean.shape, x.dtype), xp.empty(mean.shape, x.dtype)
-    arrays = g, x, mean, rstd, weight, bias, dx, dweight, dbias
-    _launch("group_norm_backward", arrays, x, groups, weight, bias, silu)
-    return to_nchw(dx), dweight, dbias
+    dx, parts = xp.empty(x.shape, x.dtype), xp.empty((n, 2 * c), x.dtype)  # of dweight and dbias, for each sample
+    dscale_shift = None if scale_shift is None else xp.empty(parts.shape, x.dtype)
+    _launch("group_norm_backward", (g, x, mean, rstd, *conditions, onto, dx, parts, dscale_shift), x, groups, silu)
+    sums = sum_parts(parts)
+    return to_nchw(dx), sums[:c], sums[c:], dscale_shift

@@ -27,15 +27,6 @@ extern "C" __global__ void adam(real *w, const real *g, real *m, real *v, long l
     w[i] = weight - step * mean / (sqrt(square) * unbias + (real)d.eps);
 }
 
-// changing = lr, 1 - beta1^k, 1 - beta2^k for the next step k; steps[0] counts them. One thread.
-extern "C" __global__ void adam_advance(double *changing, long long *steps, const double *lr, double beta1,
-                                        double beta2) {
-    const double k = (double)++steps[0];
-    changing[0] = lr[0];
-    changing[1] = 1 - pow(beta1, k);
-    changing[2] = 1 - pow(beta2, k);
-}
-
 // average += (1 - decay) (w - average); changing: decay.
 extern "C" __global__ void ema(real *average, const real *w, long long size, double decay, const double *changing) {
     const long long i = blockIdx.x * 256ll + threadIdx.x;

@@ -1,7 +1,7 @@
 """Optimiser steps over flat arrays: one launch for all parameters.
 
-``changing`` arguments are float64 arrays on the device that take the place of the numbers that change from step to
-step, for launches that are captured in a CUDA graph.
+What changes from step to step may be given as numbers, or as a float64 array on the device, for launches that are
+captured in a CUDA graph.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from ...backend import cupy
 from .build import ceil_div, kernel, launch
 
-__all__ = ["adam", "adam_advance", "clip_norm", "ema", "gather"]
+__all__ = ["adam", "clip_norm", "ema", "gather"]
 
 ADAM = np.dtype([*((name, "f8") for name in (
     "lr", "correction1", "correction2", "beta1", "beta2", "eps", "weight_decay")), ("decoupled", "i8")])  # struct Adam
@@ -22,25 +22,21 @@ def _launch(name, x, args):
     launch(kernel(name, "optim", x.dtype), (ceil_div(x.size, 256),), (256,), args)
 
 
-def adam(w, g, m, v, lr, beta1, beta2, eps, weight_decay, decoupled, steps, changing=None, factor=None):
-    """Step number ``steps`` (from 1) of Adam, or, ``decoupled``, AdamW: changes w, m and v, all of one size.
+def adam(w, g, m, v, changing, beta1, beta2, eps, weight_decay, decoupled, factor=None):
+    """A step of Adam, or, ``decoupled``, AdamW: changes w, m and v, all of one size.
 
-    changing: lr, 1 − β₁^k and 1 − β₂^k, in the place of lr and steps (see ``adam_advance``).
+    changing: lr, 1 − β₁^k and 1 − β₂^k at step k, a list or an array on the device.
     factor: array (1,) or () to multiply g by, such as ``clip_norm`` gives.
     """
-    numbers = lr, 1 - beta1**steps, 1 - beta2**steps, beta1, beta2, eps, weight_decay, decoupled
-    _launch("adam", w, (w, g, m, v, w.size, np.array(numbers, ADAM)[()], changing, factor))
+    numbers, changing = (changing, None) if isinstance(changing, list) else ([0.0, 1.0, 1.0], changing)
+    numbers = np.array((*numbers, beta1, beta2, eps, weight_decay, decoupled), ADAM)[()]
+    _launch("adam", w, (w, g, m, v, w.size, numbers, changing, factor))
 
 
-def adam_advance(changing, steps, lr, beta1, beta2):
-    """Set ``changing`` (3,) for the next step; steps (1,) int64 counts it, lr (1,) is read. All on the device."""
-    args = changing, steps, lr, float(beta1), float(beta2)
-    launch(kernel("adam_advance", "optim", "float64"), (1,), (1,), args)
-
-
-def ema(average, w, decay, changing=None):
-    """average ← decay·average + (1 − decay)·w; changing: decay."""
-    _launch("ema", w, (average, w, w.size, float(decay), changing))
+def ema(average, w, decay):
+    """average ← decay·average + (1 − decay)·w; decay: a number, or an array of one element on the device."""
+    number, changing = (decay, None) if isinstance(decay, (int, float)) else (0.0, decay)
+    _launch("ema", w, (average, w, w.size, float(number), changing))
 
 
 def clip_norm(g, max_norm, scale=True):

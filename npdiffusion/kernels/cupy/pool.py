@@ -18,9 +18,10 @@ def _pool(shape, out_size, kernel, stride, padding, dilation):
     return struct(POOL, n, c, tuple(size), *map(tuple, (out_size, kernel, stride, padding, dilation)))
 
 
-def _launch(name, arrays, elements, pool):
-    """A thread for each of the ``elements`` of a sample."""
-    grid = ceil_div(elements, 256), min(int(pool["samples"]), 65535)
+def _launch(name, arrays, pool):
+    """A thread for four channels of each pixel of the last array (N, H, W, C); blocks along y for its samples."""
+    n, h, w, c = arrays[-1].shape
+    grid = ceil_div(h * w * ceil_div(c, 4), 256), min(n, 65535)
     launch(kernel(name, "pool", arrays[0].dtype), grid, (256,), (*arrays, pool))
 
 
@@ -28,7 +29,7 @@ def max_pool2d(x, out_size, kernel, stride, padding, dilation):
     """y[p] = max over the taps k of x[p·stride + k·dilation − padding]; x (N, C, H, W), outside it −∞. NaN wins."""
     x = channels_last(x)
     y = cupy().empty((len(x), *out_size, x.shape[3]), x.dtype)
-    _launch("max_pool2d", (x, y), y[0].size, _pool(x.shape, out_size, kernel, stride, padding, dilation))
+    _launch("max_pool2d", (x, y), _pool(x.shape, out_size, kernel, stride, padding, dilation))
     return to_nchw(y)
 
 
@@ -37,7 +38,7 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
     g, x, y = channels_last(g), channels_last(x), channels_last(y)
     dx = cupy().empty(x.shape, x.dtype)
     pool = _pool(x.shape, y.shape[1:3], kernel, stride, padding, dilation)
-    _launch("max_pool2d_backward", (g, x, y, dx), dx[0].size, pool)
+    _launch("max_pool2d_backward", (g, x, y, dx), pool)
     return to_nchw(dx)
 
 
@@ -45,7 +46,7 @@ def avg_pool2d(x, out_size, kernel, stride, padding, counts):
     """y[p] = Σ over the taps k of x[p·stride + k − padding] / counts[p]; x (N, C, H, W), outside it 0."""
     x, counts = channels_last(x), contiguous(counts)
     y = cupy().empty((len(x), *out_size, x.shape[3]), x.dtype)
-    _launch("avg_pool2d", (x, counts, y), y[0].size, _pool(x.shape, out_size, kernel, stride, padding, (1, 1)))
+    _launch("avg_pool2d", (x, counts, y), _pool(x.shape, out_size, kernel, stride, padding, (1, 1)))
     return to_nchw(y)
 
 
@@ -54,6 +55,5 @@ def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
     g, counts = channels_last(g), contiguous(counts)
     n, *out_size, c = g.shape
     dx = cupy().empty((n, *size, c), g.dtype)
-    _launch("avg_pool2d_backward", (g, counts, dx), dx[0].size,
-            _pool(dx.shape, out_size, kernel, stride, padding, (1, 1)))
+    _launch("avg_pool2d_backward", (g, counts, dx), _pool(dx.shape, out_size, kernel, stride, padding, (1, 1)))
     return to_nchw(dx)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...threads import get_num_threads, parallel, scratch
+from .elementwise import add, channel_sums
 from .layout import channels_last, to_nchw
 from .windows import chunks, padded
 from .winograd import winograd, winograd_pays
@@ -30,33 +31,36 @@ __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_ba
 _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
 
 
-def conv2d(x, weight, bias, stride, padding, dilation, groups):
-    """y (N, C_out, H_out, W_out) by the equation above; bias (C_out,) or None."""
+def conv2d(x, weight, bias, stride, padding, dilation, groups, onto=None):
+    """y (N, C_out, H_out, W_out) by the equation above, plus the array ``onto``; bias (C_out,) or None."""
     size = [
         (n + sum(p) - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     ]
-    return _gather(x, weight, bias, None, size, stride, _corner(padding), dilation, groups)[0]
+    return _gather(x, weight, bias, None, size, stride, _corner(padding), dilation, groups, onto=onto)[0]
 
 
-def conv2d_backward(g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True):
-    """Gradients dx and dweight of <g, conv2d(x, weight)>; None for the one that is not needed.
+def conv2d_backward(
+    g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
+):
+    """Gradients dx, dweight and dbias of <g, conv2d(x, weight, bias)>; None for those that are not needed.
 
     With stride 1, <g, conv(x, weight)> = <x, conv(g, flipped weight)>: the columns of g give both.
     """
     corner = _corner(padding)
     dx = dweight = None
+    dbias = channel_sums(g) if need_bias else None
     if need_input and tuple(stride) == (1, 1):
         partner = x if need_weight else None
         corner = _flipped_corner(weight, corner, dilation)
         flipped = _flip(weight, groups)
         dx, dflipped = _gather(g, flipped, None, partner, x.shape[2:], stride, corner, dilation, groups)
-        return dx, _flip(dflipped, groups) if need_weight else None
+        return dx, _flip(dflipped, groups) if need_weight else None, dbias
     if need_input:
         dx = _scatter(g, weight, None, x.shape[2:], stride, corner, dilation, groups)
     if need_weight:
         dweight = _gather(x, weight, None, g, g.shape[2:], stride, corner, dilation, groups, need_y=False)[1]
-    return dx, dweight
+    return dx, dweight, dbias
 
 
 def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation, groups):
@@ -77,28 +81,31 @@ def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation,
 
 
 def conv_transpose2d_backward(
-    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True
+    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
 ):
-    """Gradients of <g, conv_transpose2d(x, weight)> = <conv2d(g, weight), x>: one gather gives both.
+    """Gradients of <g, conv_transpose2d(x, weight, bias)>. Without bias it is <conv2d(g, weight), x>: one gather gives
+    dx and dweight.
 
     output_padding only adds pixels to g's far edges; x's size already says which windows there are.
     """
-    partner, corner = x if need_weight else None, _corner(padding)
-    return _gather(g, weight, None, partner, x.shape[2:], stride, corner, dilation, groups, need_y=need_input)
+    g, partner, corner = to_nchw(channels_last(g)), x if need_weight else None, _corner(padding)
+    dx, dweight = _gather(g, weight, None, partner, x.shape[2:], stride, corner, dilation, groups, need_y=need_input)
+    return dx, dweight, channel_sums(g) if need_bias else None
 
 
-def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, need_y=True):
-    """Convolution y of x, and the gradient dweight of <partner, y> if a partner (shaped like y) is given.
+def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, need_y=True, onto=None):
+    """Convolution y of x (plus ``onto``), and the gradient dweight of <partner, y> if a partner (shaped like y) is given.
 
     size is y's (H, W); corner = (top, left) padding. The far padding follows from the size.
     """
     if winograd_pays(len(x), weight.shape, size, stride, dilation, groups):
-        return winograd(x, weight, bias, partner, size, corner, need_y)
+        return winograd(x, weight, bias, partner, size, corner, need_y, onto)
     if partner is None and tuple(stride) == (1, 1) and len(weight) == 1 and x.shape[1] >= 8:
         # One channel out: a product for each tap, added with shifts, is less memory than the columns.
         corner = _flipped_corner(weight, corner, dilation)
-        return _scatter(x, _flip(weight, groups), bias, size, stride, corner, dilation, groups), None
-    x, partner = channels_last(x), None if partner is None else channels_last(partner)
+        y = _scatter(x, _flip(weight, groups), bias, size, stride, corner, dilation, groups)
+        return y if onto is None else add(y, onto, out=y), None
+    x, partner, onto = channels_last(x), *(None if a is None else channels_last(a) for a in (partner, onto))
     (out_channels, c, kh, kw), (h, w) = weight.shape, size
     o, taps = out_channels // groups, kh * kw * c
     matrix = weight.reshape(groups, o, c, kh, kw).transpose(0, 3, 4, 2, 1).reshape(groups, taps, o)
@@ -117,6 +124,8 @@ def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, ne
                 if bias is not None:
                     rows = rows.reshape(-1, w * out_channels)
                     np.add(rows, bias_row, out=rows)
+                if onto is not None:
+                    y[n0:n1, r0:r1] += onto[n0:n1, r0:r1]
             if partner is not None:
                 rows = partner[n0:n1, r0:r1].reshape(-1, groups, o).swapaxes(0, 1)
                 product = scratch("product", dmatrix.shape, x.dtype)

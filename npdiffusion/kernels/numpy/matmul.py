@@ -7,13 +7,20 @@ import numpy as np
 
 from ...threads import one_blas_thread, parallel
 
-__all__ = ["matmul"]
+__all__ = ["linear_backward", "matmul"]
 
 LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it brings
 
 
-def matmul(a, b):
-    """a @ b by NumPy's rules, split over the first axis of stacks, or over the rows of a."""
+def matmul(a, b, bias=None):
+    """a @ b + bias by NumPy's rules, split over the first axis of stacks, or rows of a.
+
+    bias: (columns of b,), for two matrices also (rows of a, columns of b), or None.
+    """
+    if bias is not None:
+        y = matmul(a, b)
+        y += bias
+        return y
     stacked = a.ndim > 2 or b.ndim > 2
     small = a.size * b.shape[-1] < LARGE
     if small or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
@@ -26,3 +33,9 @@ def matmul(a, b):
 
     parallel(rows, len(a))
     return out
+
+
+def linear_backward(g, x, weight, need_input=True, onto=None):
+    """dx (plus the array ``onto``; None if not needed), dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in),
+    weight (out, in)."""
+    return matmul(g, weight, onto) if need_input else None, matmul(g.T, x), g.sum(0)

@@ -24,14 +24,24 @@ def _group_means(sums, groups, pixels):
     return means.repeat(c // groups, axis=1)
 
 
-def group_norm(x, groups, weight, bias, eps, silu=False):
-    """y = (x − μ)/√(σ² + eps)·weight + bias, and y·sigmoid(y) if ``silu``.
+def _conditioned(weight, bias, scale_shift, n):
+    """Weight and bias of each sample, (n, C), and 1 + scale."""
+    c = len(weight)
+    if scale_shift is None:
+        return np.broadcast_to(weight, (n, c)), np.broadcast_to(bias, (n, c)), 1
+    scale = 1 + scale_shift[:, :c]
+    return weight * scale, bias * scale + scale_shift[:, c:], scale
+
+
+def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
+    """y = (x − μ)/√(σ² + eps)·weight + bias, then y·(1 + scale) + shift, then y·sigmoid(y) if ``silu``.
 
     μ and σ² are the mean and the (biased) variance over the pixels and channels of one group of one sample.
+    The first two steps have again one weight and one bias, weight·(1 + scale) and bias·(1 + scale) + shift.
 
     Args:
         x: (N, C, H, W); groups: number of groups, divides C.
-        weight, bias: (N or 1, C).
+        weight, bias: (C,). scale_shift: (N, 2·C), for each sample C scales, then C shifts; or None for zeros.
 
     Returns y (N, C, H, W), and what backward needs besides x: μ and 1/√(σ² + eps), each (N, C).
     """
@@ -40,7 +50,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False):
     out = np.empty((n, h, w, c), x.dtype)
     ys = out.reshape(xs.shape)
     mean, rstd = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
-    weight, bias = np.broadcast_to(weight, (n, c)), np.broadcast_to(bias, (n, c))
+    weight, bias, _ = _conditioned(weight, bias, scale_shift, n)
     step = max(1, PIECE // xs[0].size)
 
     def moments(x, buffer):
@@ -73,32 +83,34 @@ def group_norm(x, groups, weight, bias, eps, silu=False):
     return to_nchw(out), mean, rstd
 
 
-def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False):
+def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None, onto=None):
     """Gradients of ``group_norm`` from g (N, C, H, W), the gradient of its result.
 
-    With x̂ = (x − μ)·rstd, d = g (times silu'(y) if ``silu``), sums over pixels and means over a group:
-    dweight = Σ d·x̂,   dbias = Σ d,   dx = rstd·(d·weight − mean(d·weight) − x̂·mean(d·weight·x̂)).
+    With x̂ = (x − μ)·rstd, d = g (times silu'(y) if ``silu``), means over a group, and w = weight·(1 + scale):
+    dx = rstd·(d·w − mean(d·w) − x̂·mean(d·w·x̂)). With a sample's sums over the pixels A = Σ d·x̂ and B = Σ d:
+    dscale = A·weight + B·bias,   dshift = B,   and, summed over the samples,
+    dweight = A·(1 + scale),      dbias = B·(1 + scale).
     y is computed again, which is cheaper than keeping it.
 
-    Returns dx (N, C, H, W), dweight (N, C), dbias (N, C): the last two not yet summed over the batch.
+    Returns dx (N, C, H, W), plus the array ``onto`` of its shape if given, dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None.
     """
     n, c, h, w = x.shape
-    xs, gs = pixel_rows(x), pixel_rows(g)
+    xs, gs, ontos = pixel_rows(x), pixel_rows(g), None if onto is None else pixel_rows(onto)
     out = np.empty((n, h, w, c), x.dtype)
     dxs = out.reshape(xs.shape)
-    dweight, dbias = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
-    weight, bias = np.broadcast_to(weight, (n, c)), np.broadcast_to(bias, (n, c))
+    along, sums = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)  # A, B
+    factor, summand, scale = _conditioned(weight, bias, scale_shift, n)
     step = max(1, PIECE // xs[0].size)
 
     def run(start, stop):
         for i in range(start, stop, step):
             s = slice(i, min(i + step, stop))
             x, d, buffer = xs[s], dxs[s], scratch("norm", xs[s].shape, xs.dtype)
-            scale = weight[s] * rstd[s]
+            slope = factor[s] * rstd[s]
             if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2; d takes twice that
                 half, t = buffer, scratch("tanh", d.shape, d.dtype)
-                np.multiply(x, _repeat(0.5 * scale, d), out=half)
-                half += _repeat(0.5 * (bias[s] - mean[s] * scale), d)
+                np.multiply(x, _repeat(0.5 * slope, d), out=half)
+                half += _repeat(0.5 * (summand[s] - mean[s] * slope), d)
                 np.tanh(half, out=t)
                 np.multiply(t, t, out=d)
                 np.subtract(1, d, out=d)
@@ -109,14 +121,16 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False):
             else:
                 np.copyto(d, gs[s])
             part = 0.5 if silu else 1.0
-            dbias[s] = part * sums_over_pixels(d, c)
-            along = part * sums_over_pixels(np.multiply(d, x, out=buffer), c)
-            dweight[s] = rstd[s] * (along - mean[s] * dbias[s])
-            along_x = rstd[s] * rstd[s] * _group_means(dweight[s] * weight[s], groups, h * w)
-            d *= _repeat(part * scale, d)
+            sums[s] = part * sums_over_pixels(d, c)
+            along[s] = rstd[s] * (part * sums_over_pixels(np.multiply(d, x, out=buffer), c) - mean[s] * sums[s])
+            along_x = rstd[s] * rstd[s] * _group_means(along[s] * factor[s], groups, h * w)
+            d *= _repeat(part * slope, d)
             np.multiply(x, _repeat(along_x, d), out=buffer)
             d -= buffer
-            d += _repeat(mean[s] * along_x - rstd[s] * _group_means(dbias[s] * weight[s], groups, h * w), d)
+            d += _repeat(mean[s] * along_x - rstd[s] * _group_means(sums[s] * factor[s], groups, h * w), d)
+            if onto is not None:
+                d += ontos[s]
 
     parallel(run, n)
-    return to_nchw(out), dweight, dbias
+    dscale_shift = None if scale_shift is None else np.concatenate([along * weight + sums * bias, sums], 1)
+    return to_nchw(out), (along * scale).sum(0), (sums * scale).sum(0), dscale_shift

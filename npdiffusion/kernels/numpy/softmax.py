@@ -27,9 +27,10 @@ def _largest(x, axis):
     return x
 
 
-def softmax(x, axis):
-    """y = e^(x − max x) / Σ e^(x − max x) along ``axis``."""
+def softmax(x, axis, scale=1.0):
+    """y = e^(z − max z) / Σ e^(z − max z) along ``axis``, z = scale·x."""
     def forward(axis, y, x):
+        x = x if scale == 1 else np.multiply(x, scale, out=y)
         np.subtract(x, _largest(x, axis), out=y)
         np.exp(y, out=y)
         y /= y.sum(axis, keepdims=True)
@@ -37,11 +38,13 @@ def softmax(x, axis):
     return _over_batch(forward, axis, np.empty_like(x), x)
 
 
-def softmax_backward(g, y, axis):
-    """dx = y·(g − Σ g·y)."""
+def softmax_backward(g, y, axis, scale=1.0):
+    """dx = scale·y·(g − Σ g·y)."""
     def backward(axis, dx, g, y):
         np.multiply(g, y, out=dx)
         np.subtract(g, dx.sum(axis, keepdims=True), out=dx)
         dx *= y
+        if scale != 1:
+            dx *= scale
 
     return _over_batch(backward, axis, np.empty_like(y), g, y)

@@ -55,14 +55,14 @@ def winograd_pays(images, weight_shape, size, stride, dilation, groups):
     return possible and min(c, o) >= 16 and images * tiles >= 32 and 16 * tiles <= 2 * h * w
 
 
-def winograd(x, weight, bias, partner, size, corner, need_y=True):
-    """Convolution y (N, C_out, *size) of x with a 3x3 weight, and the gradient dweight of <partner, y>.
+def winograd(x, weight, bias, partner, size, corner, need_y=True, onto=None):
+    """Convolution y (N, C_out, *size) of x with a 3x3 weight (plus ``onto``), and the gradient dweight of <partner, y>.
 
     x (N, C_in, H, W); weight (C_out, C_in, 3, 3); corner = (top, left) padding, the far padding follows
     from size = (h, w). Returns (y or None, dweight or None): y if need_y, dweight if partner (shaped
     like y) is given.
     """
-    x, partner = channels_last(x), None if partner is None else channels_last(partner)
+    x, partner, onto = channels_last(x), *(None if a is None else channels_last(a) for a in (partner, onto))
     (count, _, _, c), o, (h, w) = x.shape, len(weight), size
     across, down = -(-w // 4), -(-h // 4)  # tiles in a row and rows of tiles; the last ones may overhang
     bt, g, a = (matrix.astype(x.dtype) for matrix in (_BT, _G, _A))
@@ -90,6 +90,8 @@ def winograd(x, weight, bias, partner, size, corner, need_y=True):
                 outputs = scratch("outputs", (4, 4, tiles * o), x.dtype)
                 _transform(a.T, products.reshape(6, 6, -1), out=outputs)
                 _store(outputs.reshape(4, 4, n, rows, across, o), y[n0:n1, band])
+                if onto is not None:
+                    y[n0:n1, band] += onto[n0:n1, band]
             if partner is not None:
                 p = partner[n0:n1, band]
                 if p.shape[1:3] != (4 * rows, 4 * across):

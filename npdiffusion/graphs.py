@@ -1,0 +1,111 @@
+"""Work for a GPU recorded once, as a CUDA graph, and then replayed: one launch in the place of hundreds.
+
+Launching a kernel takes the CPU about 10 µs, longer than many kernels of a small network take the GPU.
+"""
+
+from collections import Counter
+from contextlib import suppress
+from operator import is_
+
+from .backend import cupy, tf32_allowed, to_device
+from .tensor import Tensor
+
+__all__ = ["Captured", "captured"]
+
+WARMUP = 2  # calls that run as they are: they compile kernels, and make what is made once
+
+
+def captured(function, model=None):
+    """``function`` as a CUDA graph of what it launches (see ``Captured``); on the CPU ``function`` itself.
+
+        model = captured(model)         # generate(model, ...) replays its passes
+        step = captured(step, model)    # so does a function that reads, or trains, the model
+
+    The model must be on its device already.
+    """
+    model = function if model is None else model
+    return function if model.device == "cpu" else Captured(function, model)
+
+
+class Captured:
+    """A function on a GPU that is recorded as a CUDA graph in its third call, and replayed from then on.
+
+    Arguments: arrays (those of the CPU are moved to the GPU), Tensors, numbers, None. Results: arrays, Tensors (through
+    which no gradient flows), or lists of them. A recording has places of its own for arguments, results and all in
+    between: a call copies its arguments there, replays, and returns copies of the results. It serves arguments of the
+    same shapes and dtypes; for others, for another mode of the model (``train``, ``eval``) or of ``allow_tf32``, and
+    for a model that was moved, a new one is made. The memory is kept as long as this object.
+
+    What the function does in Python is done while recording and not again, and numbers stay what they were. So what
+    changes must be an array among the arguments, or lie on the GPU, as weights and the generator's state do; and the
+    function must not wait for the GPU, nor bring arrays from the CPU: RuntimeError says so.
+
+    All else that is asked of a captured model is the model's: ``config``, ``eval()``, ...
+    """
+
+    def __init__(self, function, model):
+        self._function, self._model, self._parameters = function, model, list(model.parameters())
+        self._weights, self._calls, self._recordings = [None] * len(self._parameters), Counter(), {}
+
+    def __getattr__(self, name):
+        return getattr(self._function, name)
+
+    def __call__(self, *args):
+        weights = [p.data for p in self._parameters]
+        if not all(map(is_, weights, self._weights)):  # recordings read them where they were
+            self._weights, self._calls, self._recordings = weights, Counter(), {}
+        args = _each(lambda a: to_device(a, "cuda"), args)
+        key = self._model.training, tf32_allowed(), *map(_form, args)
+        if key not in self._recordings:
+            self._calls[key] += 1
+            if self._calls[key] <= WARMUP:
+                return _each(_copy, self._function(*args))
+            self._recordings[key] = Recording(self._function, args)
+        return self._recordings[key].replay(args)
+
+
+class Recording:
+    """The graph of one call of a function, with the memory that it works in."""
+
+    def __init__(self, function, args):
+        cuda = cupy().cuda
+        self.places = _each(_copy, args)
+        self.pool, stream = cuda.MemoryPool(), cuda.Stream(non_blocking=True)
+        with stream, cuda.using_allocator(self.pool.malloc):  # whose memory nobody else will ever be given
+            stream.begin_capture()
+            try:
+                self.results = function(*self.places)
+                self.graph = stream.end_capture()
+            except Exception as error:
+                with suppress(Exception):  # it complains, too
+                    stream.end_capture()
+                raise RuntimeError(f"this cannot be recorded as a CUDA graph: {error}. It runs without being captured "
+                                   "(graph=False)") from error
+
+    def replay(self, args):
+        """The results, new arrays, for other arguments of the same form."""
+        for place, a in zip(_arrays(self.places), _arrays(args)):
+            place[...] = a
+        self.graph.launch()
+        return _each(_copy, self.results)
+
+
+def _each(change, x):
+    """``change`` of an array, of a Tensor's array, or of each in a list or tuple; other things as they are."""
+    if isinstance(x, (list, tuple)):
+        return [_each(change, part) for part in x]
+    if isinstance(x, Tensor):
+        return Tensor(change(x.data))
+    return change(x) if hasattr(x, "dtype") else x
+
+
+def _arrays(args):
+    return [x.data if isinstance(x, Tensor) else x for x in args if hasattr(x, "dtype")]
+
+
+def _form(x):
+    return (type(x), x.shape, x.dtype) if hasattr(x, "dtype") else x
+
+
+def _copy(a):
+    return a.copy(order="K")
