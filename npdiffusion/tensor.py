@@ -185,7 +185,7 @@ class Tensor:
                      if edge is not None and g is not None]
             for i, (edge, g) in enumerate(given):
                 others = [arriving, *(other for j, (_, other) in enumerate(given) if j != i)]
-                owned = writeable(g) and all(_memory(g) is not _memory(other) for other in others)
+                owned = writeable(g) and not any(_may_share_memory(g, other) for other in others)
                 if isinstance(edge, Tensor):
                     _add_to_leaf(edge, g, owned)
                 elif edge not in grads:
@@ -235,7 +235,11 @@ def _fitted(g, edge, node):
     return g if g.dtype == edge.dtype else g.astype(edge.dtype)
 
 
-def _memory(array):
+def _may_share_memory(a, b):
+    return _owner(a) is _owner(b) and array_module(a).may_share_memory(a, b)
+
+
+def _owner(array):
     """What owns the array's memory: arrays with different owners share none."""
     while getattr(array, "base", None) is not None:
         array = array.base
