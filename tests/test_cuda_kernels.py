@@ -193,8 +193,8 @@ def test_squared_error(data):
     shape = d.pick((), (1,), (5000,), (2, 3, 4, 5), (3, 70, 60))
     x, y, g, scale = *(np.asarray(d.array(*s)) for s in (shape, shape, ())), d.pick(1.0, 0.01)
     assert_close(cuda.squared_error(x, y, scale), reference.squared_error(x, y, scale))
-    dx = cuda.squared_error_backward(g, x, y, scale)
-    assert_close(dx, np.asarray(reference.squared_error_backward(g, x, y, scale)), images=[0] if len(shape) == 4 else [])
+    expected = np.asarray(reference.squared_error_backward(g, x, y, scale))
+    assert_close(cuda.squared_error_backward(g, x, y, scale), expected, images=[0] if len(shape) == 4 else [])
 
 
 @SOME

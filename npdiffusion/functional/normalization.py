@@ -21,7 +21,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
 
 
 def group_norm_silu(input, num_groups, weight=None, bias=None, scale_shift=None, eps=1e-5):
-    """silu(group_norm(input, …)·(1 + scale) + shift) in one pass over memory, which is what a UNet's blocks spend it on.
+    """silu(group_norm(input, …)·(1 + scale) + shift) in one pass over memory: what a UNet's blocks spend it on.
 
     The conditioning is Dhariwal & Nichol 2021, eq. 3. Arguments as ``group_norm``, and
     scale_shift: (N, 2·C), for each sample C scales, then C shifts; or None for zeros.

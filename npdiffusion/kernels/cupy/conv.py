@@ -23,7 +23,8 @@ PIXELS = 2**31 - 2**10  # that an int can count, and a tile beyond
 
 
 def conv2d(x, weight, bias, stride, padding, dilation, groups, onto=None):
-    """y (N, C_out, H_out, W_out), plus the array ``onto``; bias (C_out,) or None; padding ((top, bottom), (left, right))."""
+    """y (N, C_out, H_out, W_out), plus the array ``onto`` or None; bias (C_out,) or None; padding ((top, bottom),
+    (left, right))."""
     size = tuple((n + sum(p) - d * (k - 1) - 1) // s + 1
                  for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation))
     return forward(x, weight, bias, size, stride, padding, dilation, groups, onto)

@@ -11,7 +11,7 @@ def contiguous(x):
 
 
 def channels_last(x):
-    """The (N, H, W, C) C-contiguous array of an NCHW one: a view if the memory is channels-last already. None of None."""
+    """The (N, H, W, C) C-contiguous array of an NCHW one (or None): a view if the memory is channels-last already."""
     return None if x is None else contiguous(x.transpose(0, 2, 3, 1))
 
 

@@ -45,8 +45,8 @@ def matmul(a, b, bias=None):
 
 
 def linear_backward(g, x, weight, need_input=True, onto=None):
-    """dx (plus the array ``onto``; None if not needed), dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in),
-    weight (out, in)."""
+    """dx, dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in), weight (out, in). dx is added to the array
+    ``onto`` if given, and None if not needed."""
     dx = matmul(g, weight, onto) if need_input else None
     if 0 in x.shape or _is_for_cublas(g.T, x):
         return dx, matmul(g.T, x), g.sum(0)

@@ -94,7 +94,7 @@ def conv_transpose2d_backward(
 
 
 def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, need_y=True, onto=None):
-    """Convolution y of x (plus ``onto``), and the gradient dweight of <partner, y> if a partner (shaped like y) is given.
+    """Convolution y of x, plus ``onto`` if given, and the gradient dweight of <partner, y> if a partner is given.
 
     size is y's (H, W); corner = (top, left) padding. The far padding follows from the size.
     """

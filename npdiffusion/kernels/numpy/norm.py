@@ -92,7 +92,7 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     dweight = A·(1 + scale),      dbias = B·(1 + scale).
     y is computed again, which is cheaper than keeping it.
 
-    Returns dx (N, C, H, W), plus the array ``onto`` of its shape if given, dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None.
+    Returns dx (N, C, H, W), plus the array ``onto`` if given, dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None.
     """
     n, c, h, w = x.shape
     xs, gs, ontos = pixel_rows(x), pixel_rows(g), None if onto is None else pixel_rows(onto)
