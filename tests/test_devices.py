@@ -630,6 +630,8 @@ def example(cupy, monkeypatch, tmp_path):
         instead = {"denoise": denoise, "generate": generate, "pretrained": pretrained,
                    "load_digits": lambda data, split: SyntheticDigits(digits),
                    "load_micrographs": lambda data: [SyntheticMicrographs(1, (224, 224))] * 2, **changes}
+        if hasattr(module, "SCHEDULER"):  # which keeps arrays on the GPU, of this CuPy
+            instead["SCHEDULER"] = module.SCHEDULER.from_config(module.SCHEDULER.config)
         for function in instead.keys() & vars(module).keys():
             monkeypatch.setattr(module, function, instead[function])
         module.main()

@@ -259,9 +259,9 @@ def test_on_the_cpu_graph_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("labels, scale", [(None, 1.0), (1, 1.0), (np.array([0, 2]), 2.5)])
-@pytest.mark.parametrize("scheduler", [DDPMScheduler(6), DDIMScheduler(6, eta=0.5)], ids=["ddpm", "ddim"])
-def test_captured_sampling(cupy, scheduler, labels, scale):  # noqa: F811
-    model = network().to("cuda")
+@pytest.mark.parametrize("kind, options", [(DDPMScheduler, {}), (DDIMScheduler, {"eta": 0.5})], ids=["ddpm", "ddim"])
+def test_captured_sampling(cupy, kind, options, labels, scale):  # noqa: F811
+    model, scheduler = network().to("cuda"), kind(6, **options)
     fast = captured(model)
     for seed in range(2):
         results = []
