@@ -47,14 +47,15 @@ def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
     b = xp.zeros(c, x.dtype) if bias is None else bias.data
     s = None if scale_shift is None else scale_shift.data
     y, mean, rstd = kernels(x).group_norm(x, num_groups, w, b, eps, silu, s)
-    given = [i for i, p in enumerate((weight, bias, scale_shift)) if p is not None]
+    parameters = weight, bias, scale_shift
+    given = [p is not None for p in parameters]
 
     def backward(g, onto):
         g, onto = g.reshape(x.shape), None if onto is None else onto.reshape(x.shape)
         dx, *others = kernels(g).group_norm_backward(g, x, mean, rstd, num_groups, w, b, silu, s, onto)
-        return dx.reshape(shape), *(others[i] for i in given)
+        return dx.reshape(shape), *(d for d, wanted in zip(others, given) if wanted)
 
-    inputs = input, *((weight, bias, scale_shift)[i] for i in given)
+    inputs = input, *(p for p in parameters if p is not None)
     return record(y.reshape(shape), op, inputs, backward, adds=True)
 
 

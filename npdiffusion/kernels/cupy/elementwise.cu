@@ -1,5 +1,5 @@
-// Sums per channel, bias with an activation, and what else goes element by element. Channels lie side by side: element (pixel, c) of an image is
-// x[pixel * channels + c].
+// Sums per channel, bias with an activation, and what else goes element by element. Channels lie side by side: element
+// (pixel, c) of an image is x[pixel * channels + c].
 
 // A block of 256 threads forms rows of `columns` threads, one for each channel (or for every columns-th, if
 // there are more channels than threads): neighbouring threads read neighbouring channels.
@@ -84,8 +84,8 @@ extern "C" __global__ void squared_error_backward(const real *g, const real *x, 
     if (i < size) dx[i] = (real)(2 * scale) * g[0] * (x[i] - y[i]);
 }
 
-// y (N, 2 half) = cos(t w_k), then sin(t w_k), with w_k = exp(-rate k / half). each: whether t is one for all samples (0)
-// or one for each (1).
+// y (N, 2 half) = cos(t w_k), then sin(t w_k), with w_k = exp(-rate k / half). each: 1 if each sample has its own t,
+// 0 if all have the same.
 extern "C" __global__ void timestep_embedding(const long long *t, int each, real *y, long long size, int half,
                                               double rate) {
     const long long i = blockIdx.x * 256ll + threadIdx.x, n = i / (2 * half);
