@@ -47,8 +47,8 @@ def training_step(model, adam, loss_of):
     """Two functions, in either library: the loss and all gradients as a list; the same and a step of Adam, with the
     step's arguments."""
     def gradients():
-        loss = loss_of()
         adam.zero_grad()
+        loss = loss_of()
         loss.backward()
         return [loss, *(p.grad for p in model.parameters())]
 

@@ -11,7 +11,8 @@ __device__ real warp_sum(real value) {
     return value;
 }
 
-// y = exp(z - max z) / sum exp(z - max z), z = scale x, along the last axis (inner = 1): a warp for each row, 8 warps in a block.
+// y = exp(z - max z) / sum exp(z - max z), z = scale x, along the last axis (inner = 1): a warp for each row, 8 warps
+// in a block.
 extern "C" __global__ void softmax_rows(const real *x, real *y, real scale, long long rows, int length) {
     const long long row = blockIdx.x * 8ll + threadIdx.x / 32;
     if (row >= rows) return;  // whole warps
@@ -60,5 +61,6 @@ extern "C" __global__ void softmax_columns_backward(const real *g, const real *y
     const long long start = column / inner * length * inner + column % inner;
     real sum = 0;
     for (int k = 0; k < length; k++) sum += g[start + k * inner] * y[start + k * inner];
-    for (int k = 0; k < length; k++) dx[start + k * inner] = scale * y[start + k * inner] * (g[start + k * inner] - sum);
+    for (int k = 0; k < length; k++)
+        dx[start + k * inner] = scale * y[start + k * inner] * (g[start + k * inner] - sum);
 }

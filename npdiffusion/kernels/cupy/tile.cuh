@@ -30,7 +30,7 @@ template <int N> __device__ Pack<N> read(const real *from, bool inside) {
     return inside ? *(const Pack<N> *)from : Pack<N>();
 }
 
-// ---- who fetches what: a thread fetches COUNT Fours of each DEPTH terms of an operand, number s is four() of line(s) --
+// ---- who fetches what: a thread fetches COUNT Fours of each DEPTH terms of an operand, number s is four() of line(s) -
 
 template <int LINES> struct AlongTerms {  // neighbouring threads take neighbouring terms
     static const int COUNT = LINES / 32;
