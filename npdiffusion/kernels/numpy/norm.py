@@ -1,4 +1,8 @@
-"""Group normalisation, alone or fused with SiLU: one pass over pieces of the batch that stay in cache."""
+"""Group normalisation, alone or fused with SiLU: two walks over the batch, in pieces that stay in cache.
+
+What is small is computed between the two for the whole batch: with threads, each call of NumPy may have to wait for
+Python's lock.
+"""
 
 import numpy as np
 
@@ -7,7 +11,18 @@ from .layout import pixel_rows, sums_over_pixels, to_nchw
 
 __all__ = ["group_norm", "group_norm_backward"]
 
-PIECE = 1 << 18  # elements worked on at a time, so that they and the scratch buffers stay in cache
+PIECE = 1 << 19  # elements worked on at a time, so that they and the scratch buffers stay in cache
+
+
+def _in_pieces(function, rows):
+    """Call function(slice of samples) for pieces of the batch, in parallel."""
+    step = max(1, PIECE // rows[0].size)
+
+    def run(start, stop):
+        for i in range(start, stop, step):
+            function(slice(i, min(i + step, stop)))
+
+    parallel(run, len(rows))
 
 
 def _repeat(factor, rows):
@@ -49,38 +64,44 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     xs = pixel_rows(x)
     out = np.empty((n, h, w, c), x.dtype)
     ys = out.reshape(xs.shape)
-    mean, rstd = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
     weight, bias, _ = _conditioned(weight, bias, scale_shift, n)
-    step = max(1, PIECE // xs[0].size)
+    sums, squares = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
 
-    def moments(x, buffer):
-        mean = _group_means(sums_over_pixels(x, c), groups, h * w)
-        square = _group_means(sums_over_pixels(np.multiply(x, x, out=buffer), c), groups, h * w)
-        return mean, square - mean * mean
+    def add_up(rows, s):
+        square = np.multiply(rows, rows, out=scratch("norm", rows.shape, rows.dtype))
+        sums[s], squares[s] = sums_over_pixels(rows, c), sums_over_pixels(square, c)
 
-    def run(start, stop):
-        for i in range(start, stop, step):
-            s = slice(i, min(i + step, stop))
-            y, buffer = ys[s], scratch("norm", xs[s].shape, x.dtype)
-            mu, var = moments(xs[s], buffer)
-            if (mu * mu > 1e3 * var).any():  # the difference would have lost digits: once more, centred
-                np.subtract(xs[s], _repeat(mu, y), out=y)
-                rest, var = moments(y, buffer)
-                mu += rest
-            mean[s], rstd[s] = mu, 1 / np.sqrt(var + eps)
-            scale = weight[s] * rstd[s]
-            shift = bias[s] - mu * scale
-            if silu:  # with half = y/2: silu(y) = y/(1 + exp(−y)) = half·(1 + tanh(half))
-                scale, shift = 0.5 * scale, 0.5 * shift
-            np.multiply(xs[s], _repeat(scale, y), out=y)
-            y += _repeat(shift, y)
-            if silu:
-                np.tanh(y, out=buffer)
-                buffer += 1
-                y *= buffer
+    def add_up_centred(s):
+        np.subtract(xs[s], _repeat(mu[s], xs), out=ys[s])
+        add_up(ys[s], s)
 
-    parallel(run, n)
-    return to_nchw(out), mean, rstd
+    def moments():
+        mean = _group_means(sums, groups, h * w)
+        return mean, _group_means(squares, groups, h * w) - mean * mean
+
+    _in_pieces(lambda s: add_up(xs[s], s), xs)
+    mu, var = moments()
+    if (mu * mu > 1e3 * var).any():  # the difference has lost digits: once more, centred
+        _in_pieces(add_up_centred, xs)
+        rest, var = moments()
+        mu += rest
+    rstd = 1 / np.sqrt(var + eps)
+    scale = weight * rstd
+    shift = bias - mu * scale
+    if silu:  # with half = y/2: silu(y) = y/(1 + exp(−y)) = half·(1 + tanh(half))
+        scale, shift = 0.5 * scale, 0.5 * shift
+    scale, shift = _repeat(scale, xs), _repeat(shift, xs)
+
+    def normalise(s):
+        y = np.multiply(xs[s], scale[s], out=ys[s])
+        y += shift[s]
+        if silu:
+            t = np.tanh(y, out=scratch("norm", y.shape, y.dtype))
+            t += 1
+            y *= t
+
+    _in_pieces(normalise, xs)
+    return to_nchw(out), mu, rstd
 
 
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None, onto=None):
@@ -98,39 +119,43 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     xs, gs, ontos = pixel_rows(x), pixel_rows(g), None if onto is None else pixel_rows(onto)
     out = np.empty((n, h, w, c), x.dtype)
     dxs = out.reshape(xs.shape)
-    along, sums = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)  # A, B
     factor, summand, scale = _conditioned(weight, bias, scale_shift, n)
-    step = max(1, PIECE // xs[0].size)
+    slope = factor * rstd
+    part = 0.5 if silu else 1.0  # of y that half is, and of d that is first computed
+    half_slope, half_level = _repeat(part * slope, xs), _repeat(part * (summand - mean * slope), xs)
+    sums, products = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
 
-    def run(start, stop):
-        for i in range(start, stop, step):
-            s = slice(i, min(i + step, stop))
-            x, d, buffer = xs[s], dxs[s], scratch("norm", xs[s].shape, xs.dtype)
-            slope = factor[s] * rstd[s]
-            if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2; d takes twice that
-                half, t = buffer, scratch("tanh", d.shape, d.dtype)
-                np.multiply(x, _repeat(0.5 * slope, d), out=half)
-                half += _repeat(0.5 * (summand[s] - mean[s] * slope), d)
-                np.tanh(half, out=t)
-                np.multiply(t, t, out=d)
-                np.subtract(1, d, out=d)
-                d *= half
-                d += t
-                d += 1
-                d *= gs[s]
-            else:
-                np.copyto(d, gs[s])
-            part = 0.5 if silu else 1.0
-            sums[s] = part * sums_over_pixels(d, c)
-            along[s] = rstd[s] * (part * sums_over_pixels(np.multiply(d, x, out=buffer), c) - mean[s] * sums[s])
-            along_x = rstd[s] * rstd[s] * _group_means(along[s] * factor[s], groups, h * w)
-            d *= _repeat(part * slope, d)
-            np.multiply(x, _repeat(along_x, d), out=buffer)
-            d -= buffer
-            d += _repeat(mean[s] * along_x - rstd[s] * _group_means(sums[s] * factor[s], groups, h * w), d)
-            if onto is not None:
-                d += ontos[s]
+    def undo_silu(s):
+        d, buffer = dxs[s], scratch("norm", xs[s].shape, x.dtype)
+        if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2; d takes twice that
+            half = np.multiply(xs[s], half_slope[s], out=buffer)
+            half += half_level[s]
+            t = np.tanh(half, out=scratch("tanh", d.shape, d.dtype))
+            np.multiply(t, t, out=d)
+            np.subtract(1, d, out=d)
+            d *= half
+            d += t
+            d += 1
+            d *= gs[s]
+        else:
+            np.copyto(d, gs[s])
+        sums[s], products[s] = sums_over_pixels(d, c), sums_over_pixels(np.multiply(d, xs[s], out=buffer), c)
 
-    parallel(run, n)
+    _in_pieces(undo_silu, xs)
+    sums *= part  # now B
+    along = rstd * (part * products - mean * sums)  # A
+    along_x = rstd * rstd * _group_means(along * factor, groups, h * w)
+    level = mean * along_x - rstd * _group_means(sums * factor, groups, h * w)
+    along_x, level = _repeat(along_x, xs), _repeat(level, xs)
+
+    def undo_norm(s):
+        d = dxs[s]
+        d *= half_slope[s]
+        d -= np.multiply(xs[s], along_x[s], out=scratch("norm", d.shape, d.dtype))
+        d += level[s]
+        if onto is not None:
+            d += ontos[s]
+
+    _in_pieces(undo_norm, xs)
     dscale_shift = None if scale_shift is None else np.concatenate([along * weight + sums * bias, sums], 1)
     return to_nchw(out), (along * scale).sum(0), (sums * scale).sum(0), dscale_shift
