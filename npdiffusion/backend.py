@@ -103,7 +103,8 @@ def to_device(array, device):
     if array_module(array) is np and xp.cuda.get_current_stream().is_capturing():  # CuPy would record the copy
         raise RuntimeError(f"an array of the CPU, of shape {array.shape}, would be copied to the GPU only once; pass "
                            "it as an argument, or move it there before")
-    return array if device_of(array) == device else xp.asarray(array)
+    # from GPU to GPU by way of the CPU: CuPy copies only what is contiguous
+    return array if device_of(array) == device else xp.asarray(to_device(array, "cpu"))
 
 
 def beside(array, like):

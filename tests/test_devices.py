@@ -688,6 +688,23 @@ def test_quickstart_on_the_gpu(example):
     assert example("quickstart", "--data", "synthetic") == ["denoised.png", "generated.png"]
 
 
+def test_quality_on_the_gpu(cupy, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    quality = importlib.import_module("quality")
+    nets = {"mnist-ddpm": UNet(channels=(8,), num_classes=10), "mnist-classifier": Classifier(channels=(8,))}
+    monkeypatch.setattr(quality, "load_digits", lambda name, split: SyntheticDigits(12))
+    monkeypatch.setattr(quality, "pretrained", nets.__getitem__)
+    monkeypatch.setattr(quality, "variational_bound", lambda *args, **_: variational_bound(*args, groups=2))
+    monkeypatch.setattr(quality, "LEVELS", (4,))
+    sizes = [x for size in ("digits", "ancestral-digits", "steps") for x in (f"--{size}", "1")]
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--device", "cuda", "--data", "synthetic", *sizes, "--samples", "2",
+                                      "--real", "2", "--json", str(tmp_path / "quality.json"), "--parts", "noisy",
+                                      "one-shot", "wiener", "posterior", "samples", "bound"])
+    quality.main()
+    assert {net.device for net in nets.values()} == {"cuda:0"} and (tmp_path / "quality.json").stat().st_size > 100
+
+
 def test_examples_say_what_is_missing():
     if npdiffusion.cuda_is_available():
         pytest.skip("there is a GPU")
