@@ -91,6 +91,18 @@ def _cast(x, dtype):
     return x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
 
 
+@pytest.mark.parametrize("largest", [1, 63, 65, 88, 1e4])
+def test_softmax_of_any_size(largest):
+    """Numbers beyond which e^x would overflow, those just below, and −∞ (a mask)."""
+    x = np.random.default_rng(0).uniform(-1, 1, (5, 7)).astype(np.float32)
+    x *= np.float32(largest) / abs(x).max()
+    for masked in (x, np.where(x < 0, -np.inf, x)):
+        z = masked.astype(np.float64)
+        expected = np.exp(z - z.max(1, keepdims=True))
+        expected /= expected.sum(1, keepdims=True)
+        np.testing.assert_allclose(F.softmax(Tensor(masked), 1).data, expected, 1e-5, 1e-30)
+
+
 def test_every_public_op_has_an_oracle():
     assert sorted(ORACLES) == F.__all__
 

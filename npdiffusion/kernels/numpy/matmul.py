@@ -17,19 +17,18 @@ def matmul(a, b, bias=None):
 
     bias: (columns of b,), for two matrices also (rows of a, columns of b), or None.
     """
-    if bias is not None:
-        y = matmul(a, b)
-        y += bias
-        return y
     stacked = a.ndim > 2 or b.ndim > 2
     small = a.size * b.shape[-1] < LARGE
     if small or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
         with one_blas_thread():
-            return np.matmul(a, b)
+            y = np.matmul(a, b)
+        return y if bias is None else np.add(y, bias, out=y)
     out = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
 
     def rows(start, stop):
-        np.matmul(a[start:stop], b[start:stop] if stacked else b, out=out[start:stop])
+        y = np.matmul(a[start:stop], b[start:stop] if stacked else b, out=out[start:stop])
+        if bias is not None:
+            y += bias if bias.ndim == 1 else bias[start:stop]
 
     parallel(rows, len(a))
     return out

@@ -7,6 +7,8 @@ from .elementwise import LARGE
 
 __all__ = ["softmax", "softmax_backward"]
 
+SAFE = 64  # e^±64 is far from overflow and underflow, and so are its sums
+
 
 def _over_batch(function, axis, out, *arrays):
     """function(axis, out, *arrays) on slices of the first axis, if that is not the one to reduce over."""
@@ -27,13 +29,21 @@ def _largest(x, axis):
     return x
 
 
+def _sum(x, axis):
+    """Σ x along ``axis``; a product with ones is faster than NumPy's sum along a short last axis."""
+    if axis % x.ndim != x.ndim - 1:
+        return x.sum(axis, keepdims=True)
+    return np.vecdot(x, np.ones(x.shape[-1], x.dtype))[..., None]
+
+
 def softmax(x, axis, scale=1.0):
-    """y = e^(z − max z) / Σ e^(z − max z) along ``axis``, z = scale·x."""
+    """y = e^(z − m) / Σ e^(z − m) along ``axis``, z = scale·x; m = max z where e^z might overflow, else 0."""
     def forward(axis, y, x):
-        x = x if scale == 1 else np.multiply(x, scale, out=y)
-        np.subtract(x, _largest(x, axis), out=y)
+        np.multiply(x, scale, out=y)
+        if x.size and max(-y.min(), y.max()) > SAFE:
+            y -= _largest(y, axis)
         np.exp(y, out=y)
-        y /= y.sum(axis, keepdims=True)
+        y /= _sum(y, axis)
 
     return _over_batch(forward, axis, np.empty_like(x), x)
 
@@ -42,7 +52,7 @@ def softmax_backward(g, y, axis, scale=1.0):
     """dx = scale·y·(g − Σ g·y)."""
     def backward(axis, dx, g, y):
         np.multiply(g, y, out=dx)
-        np.subtract(g, dx.sum(axis, keepdims=True), out=dx)
+        np.subtract(g, _sum(dx, axis), out=dx)
         dx *= y
         if scale != 1:
             dx *= scale
