@@ -40,7 +40,7 @@ def softmax(x, axis, scale=1.0):
     """y = e^(z − m) / Σ e^(z − m) along ``axis``, z = scale·x; m = max z where e^z might overflow, else 0."""
     def forward(axis, y, x):
         np.multiply(x, scale, out=y)
-        if x.size and max(-y.min(), y.max()) > SAFE:
+        if x.size and not max(-y.min(), y.max()) <= SAFE:  # or is NaN
             y -= _largest(y, axis)
         np.exp(y, out=y)
         y /= _sum(y, axis)
