@@ -1,13 +1,12 @@
 """Work recorded as a CUDA graph and replayed computes what it computes otherwise, bit for bit."""
 
-import os
-import signal
 from functools import partial
 
 import numpy as np
 import pytest
 import standin_cupy
 from test_devices import bits, cupy, host, not_waiting, real_cupy, small_unet  # noqa: F401  (cupy is a fixture)
+from test_training import stopping_after
 
 import npdiffusion
 from npdiffusion import Tensor, functional as F, nn, to_device
@@ -208,16 +207,6 @@ def test_a_replay_waits_for_nothing(cupy, monkeypatch):  # noqa: F811
     assert all(array.shape == () for array in losses)
     if cupy is not real_cupy:
         assert len(launches) == 2 and standin_cupy.counts["copies"] - before["copies"] == 2 * 4  # batch and numbers
-
-
-def stopping_after(run, steps, batch):
-    """The batches, until the user presses Ctrl-C in step ``steps``."""
-    def stopping(index):
-        if run.step == steps - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return batch(index)
-
-    return stopping
 
 
 def test_a_captured_training_goes_on_bit_for_bit(cupy, tmp_path):  # noqa: F811

@@ -1,6 +1,8 @@
 """Training: resumed bit for bit, saved whole, averaged weights where they belong."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -33,15 +35,12 @@ def loss_of(run):
     return loss
 
 
-def stopping_after(run, steps, loss):
-    """The loss, until the user presses Ctrl-C in step ``steps``."""
-    import os
-    import signal
-
+def stopping_after(run, steps, function):
+    """The loss, or what makes the batches, until the user presses Ctrl-C in step ``steps``."""
     def wrapped(index):
         if run.step == steps - 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return loss(index)
+        return function(index)
 
     return wrapped
 

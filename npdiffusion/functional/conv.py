@@ -45,11 +45,12 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         if size + before + behind < d * (k - 1) + 1:
             raise ValueError(f"conv2d: the padded input {input.shape}, padding {edges} is smaller than the kernel "
                              f"{weight.shape[2:]} with dilation {dilation}")
-    shape = *input.shape[:-3], len(weight), *(
-        (n + sum(p) - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(input.shape[-2:], weight.shape[2:], stride, edges, dilation))
-    if onto is not None and onto.shape != shape:
-        raise ValueError(f"conv2d's result has the shape {shape}, got onto of shape {onto.shape}")
+    if onto is not None:
+        shape = *input.shape[:-3], len(weight), *(
+            (n + sum(p) - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(input.shape[-2:], weight.shape[2:], stride, edges, dilation))
+        if onto.shape != shape:
+            raise ValueError(f"conv2d's result has the shape {shape}, got onto of shape {onto.shape}")
     x, w = input.data[None] if single else input.data, weight.data
     b, r = None if bias is None else bias.data, None if onto is None else onto.data[None] if single else onto.data
     settings = stride, edges, dilation, groups

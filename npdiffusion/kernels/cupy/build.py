@@ -7,7 +7,7 @@ import numpy as np
 
 from ...backend import cupy
 
-__all__ = ["build", "ceil_div", "kernel", "launch", "options", "source", "struct"]
+__all__ = ["build", "ceil_div", "kernel", "launch", "launch_each", "options", "source", "struct"]
 
 REAL = {"float32": "float", "float64": "double"}
 
@@ -49,6 +49,11 @@ def launch(kernel, grid, block, args, shared_mem=0):
     """
     if 0 not in grid:
         kernel(grid, block, args, shared_mem=shared_mem)
+
+
+def launch_each(name, family, array, args):
+    """Run the kernel ``name`` of ``family``.cu with a thread for each element of an array, of whose dtype it is."""
+    launch(kernel(name, family, array.dtype), (ceil_div(array.size, 256),), (256,), args)
 
 
 def ceil_div(a, b):

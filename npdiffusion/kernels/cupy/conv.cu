@@ -251,28 +251,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_weight_grad
     const int terms = d.kernel[0] * d.kernel[1] * d.channels, channels = d.groups * d.out_channels, group = blockIdx.z;
     const int tiles = (terms + COLUMNS - 1) / COLUMNS;
     const int o0 = blockIdx.x / tiles * ROWS, k0 = blockIdx.x % tiles * COLUMNS;
-    const long long pixels = (long long)d.samples * d.out_size[0] * d.out_size[1], steps = (pixels + DEPTH - 1) / DEPTH;
-    const int first = steps * blockIdx.y / gridDim.y * DEPTH, end = steps * (blockIdx.y + 1) / gridDim.y * DEPTH;
-    const int share = (end < pixels ? end : pixels) - first;
+    const Slice slice((long long)d.samples * d.out_size[0] * d.out_size[1]);
     const Axis vertical = {d.out_size[0], d.size[0], d.kernel[0], d.stride[0], -d.corner[0], d.dilation[0]};
     const Axis horizontal = {d.out_size[1], d.size[1], d.kernel[1], d.stride[1], -d.corner[1], d.dilation[1]};
 
-    SummedColumns<ROWS> left(dy + (long long)first * channels + group * d.out_channels, o0, d.out_channels, channels,
-                             share);
-    TapsOfPixels right(x + group * d.channels, vertical, horizontal, d.channels, d.groups * d.channels, k0, first,
-                       share);
+    SummedColumns<ROWS> left(dy + slice.first * channels + group * d.out_channels, o0, d.out_channels, channels,
+                             slice.terms);
+    TapsOfPixels right(x + group * d.channels, vertical, horizontal, d.channels, d.groups * d.channels, k0,
+                       (int)slice.first, slice.terms);
     Sums sums;
-    multiply(left, right, share, shared, sums);
+    multiply(left, right, slice.terms, shared, sums);
 
+    const int line0 = group * d.out_channels;
     parts += (long long)blockIdx.y * channels * (terms + 1);
-    for (int r = 0; r < Sums::DOWN; r++)
-        for (int c = 0; c < Sums::ALONG; c++) {
-            const int o = o0 + sums.row(r), k = k0 + sums.column(c);
-            if (o < d.out_channels && k < terms)
-                parts[(long long)(group * d.out_channels + o) * terms + k] = sums.at(r, c);
-        }
-    const real sum = left.sum(shared);
-    const int o = o0 + threadIdx.x;
-    if (k0 == 0 && threadIdx.x < ROWS && o < d.out_channels)
-        parts[(long long)channels * terms + group * d.out_channels + o] = sum;
+    store(sums, left, shared, o0, k0, d.out_channels, terms, parts + (long long)line0 * terms,
+          parts + (long long)channels * terms + line0);
 }

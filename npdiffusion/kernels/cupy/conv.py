@@ -11,9 +11,9 @@ import numpy as np
 
 from ...backend import cupy
 from .build import ceil_div, launch, struct
-from .elementwise import channel_sums, sum_parts
+from .elementwise import channel_sums
 from .layout import channels_last, contiguous, to_nchw
-from .tile import slices_of, tile_kernel, tiles_of
+from .tile import gradients, tile_kernel, tiles_of
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
 
@@ -86,19 +86,13 @@ def input_gradient(g, weight, bias, size, stride, padding, dilation, groups):
 
 
 def weight_gradient(g, x, shape, *settings):
-    """dweight, of this shape, and the sums of g's channels, each in slices of the pixels, which are then added."""
+    """dweight, of this shape, and the sums of g's channels."""
     g, x = channels_last(g), channels_last(x)
     out_channels, c, *kernel = shape
     conv, groups = _conv(x.shape, g.shape, (out_channels, *kernel, c), *settings), settings[-1]
-    rows, terms = out_channels // groups, kernel[0] * kernel[1] * c
-    warps = (1, 4) if rows <= 32 else (2, 2)
-    tiles = tiles_of(rows, terms, warps)
-    slices = slices_of(g.size // out_channels, tiles * groups)
-    parts = cupy().empty((slices, out_channels * (terms + 1)), g.dtype)
-    grid = tiles, slices, groups
-    launch(tile_kernel("conv_weight_gradient", "conv", g.dtype, warps), grid, (128,), (g, x, parts, conv))
-    both = sum_parts(parts)
-    return to_nchw(both[:-out_channels].reshape(out_channels, *kernel, c)), both[-out_channels:]
+    dweight, sums = gradients("conv_weight_gradient", "conv", g, x, out_channels // groups, kernel[0] * kernel[1] * c,
+                              g.size // out_channels, conv, groups=groups)
+    return to_nchw(dweight.reshape(out_channels, *kernel, c)), sums
 
 
 @lru_cache(1024)

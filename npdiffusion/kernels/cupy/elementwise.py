@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ...backend import cupy
-from .build import ceil_div, kernel, launch
+from .build import ceil_div, kernel, launch, launch_each
 from .layout import channels_last, contiguous, to_nchw
 
 __all__ = ["add", "bias_activation", "bias_activation_backward", "cat", "channel_sums", "squared_error",
@@ -54,7 +54,7 @@ def bias_activation(x, bias, activation):
     rows, bias = _rows(x), contiguous(bias)
     y = cupy().empty(rows.shape, rows.dtype)
     args = rows, bias, y, y.size, np.int32(0 if bias is None else len(bias)), np.int32(ACTIVATIONS[activation])
-    _launch("bias_activation", y, args)
+    launch_each("bias_activation", "elementwise", y, args)
     return to_nchw(y) if x.ndim == 4 else y
 
 
@@ -63,7 +63,7 @@ def bias_activation_backward(g, x, bias, activation):
     g, rows, bias = _rows(g), _rows(x), contiguous(bias)
     dx = cupy().empty(rows.shape, rows.dtype)
     args = g, rows, bias, dx, dx.size, np.int32(0 if bias is None else len(bias)), np.int32(ACTIVATIONS[activation])
-    _launch("bias_activation_backward", dx, args)
+    launch_each("bias_activation_backward", "elementwise", dx, args)
     return to_nchw(dx) if x.ndim == 4 else dx
 
 
@@ -80,7 +80,7 @@ def squared_error_backward(g, x, y, scale):
     """dx of ``squared_error``, and −dy: 2·scale·g·(x − y)."""
     rows = _rows(x)
     dx = cupy().empty(rows.shape, rows.dtype)
-    _launch("squared_error_backward", dx, (g, rows, _rows(y), dx, dx.size, float(scale)))
+    launch_each("squared_error_backward", "elementwise", dx, (g, rows, _rows(y), dx, dx.size, float(scale)))
     return to_nchw(dx) if x.ndim == 4 else dx
 
 
@@ -89,14 +89,9 @@ def timestep_embedding(t, dim, max_period, dtype):
     y = cupy().empty((len(t), dim), dtype)
     t = (t if any(t.strides) else t[:1]).astype(np.int64, copy=False)  # one for all, where it was broadcast
     args = contiguous(t), np.int32(len(t) > 1), y, y.size, np.int32(dim // 2), math.log(max_period)
-    _launch("timestep_embedding", y, args)
+    launch_each("timestep_embedding", "elementwise", y, args)
     return y
 
 
 def _rows(x):
     return channels_last(x) if x.ndim == 4 else contiguous(x)
-
-
-def _launch(name, y, args):
-    """A kernel with a thread for each element of y."""
-    launch(kernel(name, "elementwise", y.dtype), (ceil_div(y.size, 256),), (256,), args)

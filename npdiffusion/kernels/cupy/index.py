@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ...backend import cupy
-from .build import ceil_div, kernel, launch
+from .build import launch_each
 from .layout import contiguous
 
 __all__ = ["add_at"]
@@ -24,5 +24,5 @@ def add_at(shape, index, g):
     out = cupy().empty(shape, g.dtype)
     index = contiguous(index.astype(np.int64, copy=False))
     args = contiguous(g), index, out, *map(np.int64, (index.size, rows, length))
-    launch(kernel("add_rows", "index", g.dtype.name), (ceil_div(out.size, 256),), (256,), args)
+    launch_each("add_rows", "index", out, args)
     return out

@@ -63,22 +63,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) linear_gradient(
     __shared__ Shared shared;
     const int across = (columns + COLUMNS - 1) / COLUMNS;
     const int row0 = blockIdx.x / across * ROWS, column0 = blockIdx.x % across * COLUMNS;
-    const long long steps = (terms + DEPTH - 1) / DEPTH, first = steps * blockIdx.y / gridDim.y * DEPTH;
-    const long long end = steps * (blockIdx.y + 1) / gridDim.y * DEPTH;
-    const int share = (end < terms ? end : terms) - first;
+    const Slice slice(terms);
 
-    SummedColumns<ROWS> left(g + first * rows, row0, rows, rows, share);
-    Columns<COLUMNS> right(x + first * columns, column0, columns, columns, share);
+    SummedColumns<ROWS> left(g + slice.first * rows, row0, rows, rows, slice.terms);
+    Columns<COLUMNS> right(x + slice.first * columns, column0, columns, columns, slice.terms);
     Sums sums;
-    multiply(left, right, share, shared, sums);
+    multiply(left, right, slice.terms, shared, sums);
 
     parts += (long long)blockIdx.y * rows * (columns + 1);
-    for (int r = 0; r < Sums::DOWN; r++)
-        for (int c = 0; c < Sums::ALONG; c++) {
-            const int row = row0 + sums.row(r), column = column0 + sums.column(c);
-            if (row < rows && column < columns) parts[(long long)row * columns + column] = sums.at(r, c);
-        }
-    const real sum = left.sum(shared);
-    const int row = row0 + threadIdx.x;
-    if (column0 == 0 && threadIdx.x < ROWS && row < rows) parts[(long long)rows * columns + row] = sum;
+    store(sums, left, shared, row0, column0, rows, columns, parts, parts + (long long)rows * columns);
 }

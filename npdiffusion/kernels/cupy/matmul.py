@@ -10,9 +10,8 @@ import numpy as np
 
 from ...backend import cupy, tf32_allowed
 from .build import launch, struct
-from .elementwise import sum_parts
 from .layout import contiguous
-from .tile import slices_of, tile_kernel, tiles_of
+from .tile import gradients, tile_kernel, tiles_of
 
 __all__ = ["linear_backward", "matmul"]
 
@@ -98,16 +97,9 @@ def _operand(a):
 
 
 def _gradients(g, x):
-    """gᵀ x and the sums of g's columns, each in slices of the rows of g and x, which are then added."""
+    """gᵀ x and the sums of g's columns."""
     (terms, rows), columns = g.shape, x.shape[1]
-    warps = (1, 4) if rows <= 32 else (2, 2)
-    tiles = tiles_of(rows, columns, warps)
-    slices = slices_of(terms, tiles)
-    parts = cupy().empty((slices, rows * (columns + 1)), g.dtype)
-    args = g, x, parts, np.int32(rows), np.int32(columns), terms
-    launch(tile_kernel("linear_gradient", "matmul", g.dtype, warps), (tiles, slices), (128,), args)
-    both = sum_parts(parts)
-    return both[:-rows].reshape(rows, columns), both[-rows:]
+    return gradients("linear_gradient", "matmul", g, x, rows, columns, terms, np.int32(rows), np.int32(columns), terms)
 
 
 _is_set = None

@@ -7,7 +7,7 @@ captured in a CUDA graph.
 import numpy as np
 
 from ...backend import cupy
-from .build import ceil_div, kernel, launch
+from .build import ceil_div, kernel, launch, launch_each
 
 __all__ = ["adam", "clip_norm", "ema", "gather"]
 
@@ -18,10 +18,6 @@ ARRAYS = np.dtype([("arrays", "u8", MANY), ("offsets", "i8", MANY + 1)])  # stru
 PARTS = 256  # blocks that share a sum
 
 
-def _launch(name, x, args):
-    launch(kernel(name, "optim", x.dtype), (ceil_div(x.size, 256),), (256,), args)
-
-
 def adam(w, g, m, v, changing, beta1, beta2, eps, weight_decay, decoupled, factor=None):
     """A step of Adam, or, ``decoupled``, AdamW: changes w, m and v, all of one size.
 
@@ -30,13 +26,13 @@ def adam(w, g, m, v, changing, beta1, beta2, eps, weight_decay, decoupled, facto
     """
     numbers, changing = (changing, None) if isinstance(changing, list) else ([0.0, 1.0, 1.0], changing)
     numbers = np.array((*numbers, beta1, beta2, eps, weight_decay, decoupled), ADAM)[()]
-    _launch("adam", w, (w, g, m, v, w.size, numbers, changing, factor))
+    launch_each("adam", "optim", w, (w, g, m, v, w.size, numbers, changing, factor))
 
 
 def ema(average, w, decay):
     """average ← decay·average + (1 − decay)·w; decay: a number, or an array of one element on the device."""
     number, changing = (decay, None) if isinstance(decay, (int, float)) else (0.0, decay)
-    _launch("ema", w, (average, w, w.size, float(number), changing))
+    launch_each("ema", "optim", w, (average, w, w.size, float(number), changing))
 
 
 def clip_norm(g, max_norm, scale=True):
@@ -50,7 +46,7 @@ def clip_norm(g, max_norm, scale=True):
     args = parts, np.int32(count), float(max_norm), result
     launch(kernel("clip_factor", "optim", g.dtype), (1,), (256,), args)
     if scale:
-        _launch("scale", g, (g, result[1:], g.size))
+        launch_each("scale", "optim", g, (g, result[1:], g.size))
     return result
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ...backend import cupy
-from .build import ceil_div, kernel, launch
+from .build import launch_each
 from .layout import channels_last, to_nchw
 
 __all__ = ["coefficients", "sampler_step"]
@@ -32,9 +32,8 @@ def sampler_step(x, output, noise, coefficients):
 
     An output of 2·N pictures is guided: the first half with labels, the second without.
     """
-    x, output = channels_last(x), channels_last(output)
-    noise = None if noise is None else channels_last(noise)
+    x, output, noise = map(channels_last, (x, output, noise))
     prev, x0 = cupy().empty(x.shape, x.dtype), cupy().empty(x.shape, x.dtype)
     args = x, output, noise, coefficients, prev, x0, x.size, np.int32(len(output) == 2 * len(x))
-    launch(kernel("sampler_step", "sampler", x.dtype), (ceil_div(x.size, 256),), (256,), args)
+    launch_each("sampler_step", "sampler", x, args)
     return to_nchw(prev), to_nchw(x0)

@@ -124,6 +124,18 @@ template <int LINES> struct SummedColumns : Columns<LINES> {
     }
 };
 
+// The block's share of the terms of a sum, that of slice blockIdx.y: so many from `first` on.
+struct Slice {
+    long long first;
+    int terms;
+
+    __device__ Slice(long long all) {
+        const long long steps = (all + DEPTH - 1) / DEPTH, end = steps * (blockIdx.y + 1) / gridDim.y * DEPTH;
+        first = steps * blockIdx.y / gridDim.y * DEPTH;
+        terms = (end < all ? end : all) - first;
+    }
+};
+
 // ---- products ----------------------------------------------------------------------------------------------------
 
 #if TF32
@@ -234,4 +246,17 @@ __device__ void multiply(Left &left, Right &right, int terms, Shared &shared, Su
         }
         sums.add(shared.left[now], shared.right[now]);
     }
+}
+
+// A tile of a gradient, from (row0, column0) on, and the sums of the left operand's lines, each written by one block.
+__device__ void store(const Sums &sums, const SummedColumns<ROWS> &left, Shared &shared, int row0, int column0, int rows,
+                      int columns, real *product, real *of_lines) {
+    for (int r = 0; r < Sums::DOWN; r++)
+        for (int c = 0; c < Sums::ALONG; c++) {
+            const int row = row0 + sums.row(r), column = column0 + sums.column(c);
+            if (row < rows && column < columns) product[(long long)row * columns + column] = sums.at(r, c);
+        }
+    const real sum = left.sum(shared);
+    const int row = row0 + threadIdx.x;
+    if (column0 == 0 && threadIdx.x < ROWS && row < rows) of_lines[row] = sum;
 }

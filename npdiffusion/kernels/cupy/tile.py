@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from ...backend import tf32_allowed
-from .build import ceil_div, kernel
+from ...backend import cupy, tf32_allowed
+from .build import ceil_div, kernel, launch
+from .elementwise import sum_parts
 
-__all__ = ["WARPS", "slices_of", "tile_kernel", "tiles_of"]
+__all__ = ["WARPS", "gradients", "tile_kernel", "tiles_of"]
 
 WARPS = {(2, 2), (4, 1), (1, 4)}  # of a block, down and across: each computes 32 × 32 results
 DEPTH = 16  # terms of a step
@@ -23,6 +24,14 @@ def tiles_of(rows, columns, warps):
     return ceil_div(rows, 32 * warps[0]) * ceil_div(columns, 32 * warps[1])
 
 
-def slices_of(terms, tiles):
-    """In how many slices to sum so many terms, each of eight steps or more."""
-    return max(1, min(BLOCKS // max(1, tiles), terms // (8 * DEPTH)))
+def gradients(name, family, left, right, rows, columns, terms, *others, groups=1):
+    """The product that a kernel sums over so many terms, (groups·rows, columns), and the sums of its left operand's
+    lines; both in slices of the terms, each of eight steps or more, which are then added."""
+    warps = (1, 4) if rows <= 32 else (2, 2)
+    tiles, lines = tiles_of(rows, columns, warps), groups * rows
+    slices = max(1, min(BLOCKS // max(1, tiles * groups), terms // (8 * DEPTH)))
+    parts = cupy().empty((slices, lines * (columns + 1)), left.dtype)
+    args = left, right, parts, *others
+    launch(tile_kernel(name, family, left.dtype, warps), (tiles, slices, groups), (128,), args)
+    both = sum_parts(parts)
+    return both[:-lines].reshape(lines, columns), both[-lines:]

@@ -105,7 +105,7 @@ def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, ne
         corner = _flipped_corner(weight, corner, dilation)
         y = _scatter(x, _flip(weight, groups), bias, size, stride, corner, dilation, groups)
         return y if onto is None else add(y, onto, out=y), None
-    x, partner, onto = channels_last(x), *(None if a is None else channels_last(a) for a in (partner, onto))
+    x, partner, onto = map(channels_last, (x, partner, onto))
     (out_channels, c, kh, kw), (h, w) = weight.shape, size
     o, taps = out_channels // groups, kh * kw * c
     matrix = weight.reshape(groups, o, c, kh, kw).transpose(0, 3, 4, 2, 1).reshape(groups, taps, o)

@@ -8,8 +8,8 @@ ROW = 1024  # about the length of a row of pixels
 
 
 def channels_last(x):
-    """The (N, H, W, C) C-contiguous array of an NCHW one: a view if the memory is channels-last already."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    """The (N, H, W, C) C-contiguous array of an NCHW one (or None): a view if the memory is channels-last already."""
+    return None if x is None else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
 def to_nchw(x):

@@ -62,7 +62,7 @@ def winograd(x, weight, bias, partner, size, corner, need_y=True, onto=None):
     from size = (h, w). Returns (y or None, dweight or None): y if need_y, dweight if partner (shaped
     like y) is given.
     """
-    x, partner, onto = channels_last(x), *(None if a is None else channels_last(a) for a in (partner, onto))
+    x, partner, onto = map(channels_last, (x, partner, onto))
     (count, _, _, c), o, (h, w) = x.shape, len(weight), size
     across, down = -(-w // 4), -(-h // 4)  # tiles in a row and rows of tiles; the last ones may overhang
     bt, g, a = (matrix.astype(x.dtype) for matrix in (_BT, _G, _A))
