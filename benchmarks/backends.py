@@ -23,11 +23,12 @@ import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 from matplotlib.figure import Figure
 
-from npdiffusion import Tensor, backend, functional as F, optim, to_device
+from npdiffusion import Tensor, functional as F, optim, to_device
+from npdiffusion.cuda_graph import captured
+from npdiffusion.device import cupy
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, generate
 from npdiffusion.figures import save_figure
 from npdiffusion.files import atomic_write
-from npdiffusion.graphs import captured
 from npdiffusion.models import UNet, pretrained
 from train_step import CONFIG, inputs, kernel_calls, numpy_unet
 
@@ -44,17 +45,16 @@ KERNEL_TOLERANCE, STEP_TOLERANCE, SAMPLE_TOLERANCE = 1e-4, 1e-3, 2e-2  # of the 
 
 
 def training_step(model, adam, loss_of):
-    """Two functions, in either library: the loss and all gradients as a list; the same and a step of Adam, with the
-    step's arguments."""
+    """Two functions, in either library: the loss and all gradients as a list; the same and a step of Adam."""
     def gradients():
         adam.zero_grad()
         loss = loss_of()
         loss.backward()
         return [loss, *(p.grad for p in model.parameters())]
 
-    def run(*args):
+    def run():
         gradients()
-        adam.step(*args)
+        adam.step()
 
     return gradients, run
 
@@ -97,7 +97,7 @@ class Ours:
         if self.name != "captured":
             return gradients, run
         gradients, run = captured(gradients, model), captured(run, model)
-        return lambda: [gradients() for _ in range(4)][-1], lambda: run(np.array(adam.advance()))  # the last: replayed
+        return lambda: [gradients() for _ in range(4)][-1], run  # the last: replayed
 
     def sample(self, model, scheduler, shape, labels):
         model = captured(model) if self.name == "captured" else model
@@ -109,7 +109,7 @@ class Ours:
             start = time.perf_counter()
             function()
             return 1e3 * (time.perf_counter() - start)
-        cuda = backend.cupy().cuda
+        cuda = cupy().cuda
         start, end = cuda.Event(), cuda.Event()
         cuda.Device().synchronize()
         start.record()
@@ -236,7 +236,7 @@ def measure(libraries, args):
     state = numpy_unet(config).state_dict()
     results = {"device": device_name() if any(x.device == "cuda" for x in libraries) else "CPU only",
                "tf32": args.tf32, "threads": npdiffusion.get_num_threads(), "numpy": np.__version__,
-               "cupy": backend.cupy().__version__ if {"cupy", "captured"} & {x.name for x in libraries} else None,
+               "cupy": cupy().__version__ if {"cupy", "captured"} & {x.name for x in libraries} else None,
                "torch": torch.__version__ if torch else None, "kernels": {}, "train_step": {}, "sampling": {}}
     print(f"{results['device']}, TF32 {'on' if args.tf32 else 'off'}; NumPy on {results['threads']} threads\n")
 
@@ -280,7 +280,7 @@ def row(results, key, title, times):
 
 
 def device_name():
-    properties = backend.cupy().cuda.runtime.getDeviceProperties(0)
+    properties = cupy().cuda.runtime.getDeviceProperties(0)
     return properties["name"].decode()
 
 
@@ -304,7 +304,7 @@ def chosen(names):
     """The libraries by name; SystemExit where there is no GPU for them."""
     if any(name != "numpy" for name in names):
         try:
-            backend.cupy()
+            cupy()
         except RuntimeError as error:
             raise SystemExit(f"backends.py: {error}. The CPU's part alone: --backends numpy") from error
     if torch is None or not torch.cuda.is_available():

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_info
 
 from npdiffusion import Tensor, functional as F, no_grad, optim
 from npdiffusion._process import AVX512, processor_flags
-from npdiffusion.backend import kernels
+from npdiffusion.kernels import kernels
 from npdiffusion.kernels.numpy.layout import channels_last, to_nchw
 from npdiffusion.models import UNet
 

@@ -30,7 +30,7 @@ def parser_for(doc, name, data=("mnist", "synthetic"), trains=True):
         parser.add_argument("--batch-size", type=int)
         parser.add_argument("--channels", type=int, nargs="+", help="for each resolution, from the largest down")
         parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints")
-        parser.add_argument("--graph", action="store_true",
+        parser.add_argument("--cuda-graph", action="store_true",
                             help="with --device cuda: record a training step as a CUDA graph, and replay it")
     return parser
 
@@ -76,7 +76,7 @@ def told_plainly(script):
 def settings_of(args):
     """The options that shape a training: all but where to, how long between saves, and what computes."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()
-            if k not in ("out", "resume", "threads", "device", "save_minutes", "graph")}
+            if k not in ("out", "resume", "threads", "device", "save_minutes", "cuda_graph")}
 
 
 def write_metrics(out, metrics):

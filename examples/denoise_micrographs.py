@@ -339,8 +339,8 @@ def main():
             result = restored(model, noisy_version(centre, 50), 50)
             run.history.append({"minutes": run.seconds / 60, "psnr_50": float(psnr(result, centre).mean())})
 
-        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
-                report=report, title="DDPM on micrographs")
+        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+                save_minutes=args.save_minutes, report=report, title="DDPM on micrographs")
         with run.averaged():
             scores = evaluate(model, train, test, test_set.masks, args)
     write_metrics(args.out, {**scores, "minutes": run.seconds / 60, "history": run.history})

@@ -231,8 +231,8 @@ def main():
             run.history.append({"minutes": run.seconds / 60, "step": run.step,
                                 "iou": segmentation_scores(found, test.masks[:4])["iou"]})
 
-        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
-                report=report, title="mitochondria")
+        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+                save_minutes=args.save_minutes, report=report, title="mitochondria")
     with run.averaged():
         found = np.stack([probability(model, image, args.tta) > 0.5 for image in test.images])
     scores = {**segmentation_scores(found, test.masks), "minutes": run.seconds / 60, "tta": args.tta,

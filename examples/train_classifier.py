@@ -92,8 +92,8 @@ def main():
         def report(run):
             run.history.append({"step": run.step, "accuracy": float((predictions(model, images) == labels).mean())})
 
-        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
-                report=report, title="classifier")
+        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+                save_minutes=args.save_minutes, report=report, title="classifier")
     with run.averaged():
         found = predictions(model, images)
     write_metrics(args.out, {"accuracy": float((found == labels).mean()), "test_digits": len(labels),

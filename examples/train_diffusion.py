@@ -3,7 +3,7 @@
     python examples/train_diffusion.py                       # an hour on 2 cores, into runs/diffusion
     python examples/train_diffusion.py --resume              # goes on where it was stopped, bit for bit
     python examples/train_diffusion.py --steps 300 --data synthetic --out runs/try
-    python examples/train_diffusion.py --device cuda --graph # on an NVIDIA GPU, replaying a CUDA graph
+    python examples/train_diffusion.py --device cuda --cuda-graph # on an NVIDIA GPU, replaying a CUDA graph
     python examples/train_diffusion.py --evaluate            # the test loss of the network that comes with the package
 
 The loss is that of Ho et al. 2020, eq. 14: ‖ε − ε_θ(√ᾱ_t·x_0 + √(1 − ᾱ_t)·ε, t, label)‖², t uniform, where one label
@@ -84,7 +84,8 @@ def main():
             noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
             return F.mse_loss(model(Tensor(scheduler.add_noise(x0, noise, t)), t, labels), Tensor(noise))
 
-        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
+        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+                save_minutes=args.save_minutes,
                 report=lambda run: sample_sheet(model, scheduler, args.out / f"samples-{run.step:06d}.png"),
                 title="DDPM on digits")
     with run.averaged():

@@ -192,8 +192,8 @@ def main():
             noisy = scheduler.add_noise(x0, run.device_rng.standard_normal(x0.shape, dtype=np.float32), t)
             return laplace_nll(model(Tensor(noisy)), log_snr)
 
-        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
-                title="noise level of digits")
+        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+                save_minutes=args.save_minutes, title="noise level of digits")
     with run.averaged():
         metrics = evaluate(model, scheduler, digits, test, args.pictures, args.grid, args.out)
     write_metrics(args.out, {**metrics, "test_digits": len(test), "minutes": run.seconds / 60})

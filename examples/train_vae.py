@@ -198,8 +198,8 @@ def main():
         def report(run):
             run.history.append({"step": run.step, "neg_elbo_nats": float(bound(model, images[:1000], 1).sum(1).mean())})
 
-        run.fit(loss, args.out, batch=batch, graph=args.graph, resume=args.resume, save_minutes=args.save_minutes,
-                report=report, title="VAE")
+        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+                save_minutes=args.save_minutes, report=report, title="VAE")
         with run.averaged():
             nll, kl = bound(model, images).mean(0, dtype=np.float64)
             codes = in_batches(lambda x: model.encode(Tensor(x, device=args.device))[0].cpu().data, images)

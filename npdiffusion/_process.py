@@ -2,9 +2,12 @@
 
 - The OpenBLAS in NumPy's wheels chooses its kernels by a list of known processors and falls back to AVX2 for newer
   ones (AMD's Zen 5, for one), which halves the speed of everything here. OPENBLAS_CORETYPE overrides the choice, but
-  only before NumPy is first imported: later this does nothing. If you have set the variable yourself, it stands.
+  only while NumPy is first imported. So NumPy is imported here with the variable set, which is then taken back: child
+  processes do not inherit it. If NumPy is there already, or you have set the variable yourself, nothing is done.
 - glibc gives large blocks back to the system as soon as they are freed, and every step of a training would have to
   ask for them again, page by page. It is told to keep up to 1 GiB.
+
+NPDIFFUSION_KEEP_PROCESS=1 in the environment leaves the process as it is.
 """
 
 import ctypes
@@ -13,6 +16,7 @@ import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+CHOICE = "OPENBLAS_CORETYPE"
 
 
 def processor_flags():
@@ -24,9 +28,23 @@ def processor_flags():
         return set()
 
 
-if "numpy" not in sys.modules and AVX512 <= processor_flags():
-    os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+def choose_blas_kernels():
+    """Import NumPy with the AVX-512 kernels of its OpenBLAS, if the processor has what they need."""
+    if "numpy" not in sys.modules and CHOICE not in os.environ and AVX512 <= processor_flags():
+        os.environ[CHOICE] = "SkylakeX"
+        try:
+            import numpy  # noqa: F401
+        finally:
+            del os.environ[CHOICE]
 
-if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 25)
-    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+def keep_memory():
+    """Tell glibc to keep what is freed."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 25)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+if os.environ.get("NPDIFFUSION_KEEP_PROCESS", "0") in ("", "0"):
+    choose_blas_kernels()
+    keep_memory()

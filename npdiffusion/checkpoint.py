@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from .backend import to_device
+from .device import to_device
 from .files import atomic_write
 
 __all__ = ["load_file", "load_weights", "save_file", "save_weights"]

@@ -12,9 +12,10 @@ from contextlib import ContextDecorator
 
 import numpy as np
 
-from .backend import array_module, device_of, is_device, kernels, to_device, writeable
+from .device import array_module, device_of, to_device
+from .kernels import kernels
 
-__all__ = ["Tensor", "graph", "no_grad", "record"]
+__all__ = ["Node", "Tensor", "no_grad", "record"]
 
 _recording = True
 
@@ -39,14 +40,13 @@ class Node:
     """One recorded op: edges to what its inputs came from, and the closure for their gradients.
 
     An edge is another Node, a leaf Tensor, or None where no gradient is wanted. A node does not hold
-    its own result: only what the closure needs stays in memory. ``adds``: see ``record``.
+    its own result: only what the closure needs stays in memory.
     """
 
-    __slots__ = ("name", "edges", "backward", "shape", "dtype", "adds")
+    __slots__ = ("name", "edges", "backward", "shape", "dtype")
 
-    def __init__(self, name, edges, backward, shape, dtype, adds):
-        self.name, self.edges, self.backward, self.adds = name, edges, backward, adds
-        self.shape, self.dtype = shape, dtype
+    def __init__(self, name, edges, backward, shape, dtype):
+        self.name, self.edges, self.backward, self.shape, self.dtype = name, edges, backward, shape, dtype
 
 
 class Tensor:
@@ -74,7 +74,7 @@ class Tensor:
             data = np.asarray(data)
             if data.dtype == np.float64:
                 data = data.astype(np.float32)
-        array_module(data)
+        array_module(data)  # TypeError for anything else
         if data.dtype.kind not in "fiub" or data.dtype.itemsize > 8 or data.dtype == np.float16:
             raise TypeError(f"a Tensor holds float32, float64, integers or bool, not {data.dtype}; use .astype first")
         if requires_grad and data.dtype.kind != "f":
@@ -161,7 +161,6 @@ class Tensor:
                                  f"{self.shape}: pass grad, or reduce with sum() or mean() first")
             grad = array_module(self.data).ones_like(self.data)
         grad = grad.data if isinstance(grad, Tensor) else grad
-        array_module(grad)
         if device_of(grad) != self.device:
             raise TypeError(f"backward() expects a gradient on {self.device}, got one on {device_of(grad)}")
         if grad.shape != self.shape:
@@ -169,58 +168,33 @@ class Tensor:
         if grad.dtype != self.dtype:
             raise TypeError(f"backward() expects a gradient of dtype {self.dtype}, got {grad.dtype}")
         if self.node is None:
-            return _add_to_leaf(self, grad, owned=False)
+            _add_to_leaf(self, grad, others=[grad])
+        else:
+            _walk_back(self.node, grad)
 
-        order = _topological_order(self.node)
-        grads = {self.node: (grad, False)}  # node -> (gradient so far, do we own that buffer?)
-        while order:
-            node = order.pop()
-            arriving, _ = grads.pop(node, (None, False))
-            edges, backward = node.edges, node.backward
-            node.edges, node.backward = (), None  # frees the closure's arrays after this turn
-            if arriving is None:
+
+def _walk_back(root, grad):
+    """Each node turns the gradient of its result into gradients of its inputs; where several meet they are summed."""
+    order, grads = _topological_order(root), {root: (grad, False)}  # node -> its gradient so far, whether it is ours
+    while order:
+        node = order.pop()
+        g, _ = grads.pop(node, (None, False))
+        edges, backward = node.edges, node.backward
+        node.edges, node.backward = (), None  # frees the closure's arrays after this turn
+        if g is None:
+            continue
+        parts = [None if part is None or edge is None else _fitted(part, edge, node)
+                 for edge, part in zip(edges, backward(g))]
+        for i, (edge, part) in enumerate(zip(edges, parts)):
+            if part is None:
                 continue
-            more = grads.pop(edges[0], (None, False))[:1] if node.adds else ()
-            given = [(edge, _fitted(g, edge, node)) for edge, g in zip(edges, backward(arriving, *more))
-                     if edge is not None and g is not None]
-            for i, (edge, g) in enumerate(given):
-                others = [arriving, *(other for j, (_, other) in enumerate(given) if j != i)]
-                owned = writeable(g) and not any(_may_share_memory(g, other) for other in others)
-                if isinstance(edge, Tensor):
-                    _add_to_leaf(edge, g, owned)
-                elif edge not in grads:
-                    grads[edge] = g, owned
-                else:
-                    total, owned = grads[edge]
-                    grads[edge] = kernels(g).add(total, g, out=total if owned else None), True
-
-    def to(self, target):
-        """This Tensor on a device ("cpu", "cuda", "cuda:1") or, given a dtype, converted to it.
-
-        The gradient goes back to where the Tensor was. Itself if there is nothing to do.
-        """
-        if is_device(target):
-            own, moved = self.device, to_device(self.data, target)
-            return self if moved is self.data else record(moved, "to", (self,), lambda g: (to_device(g, own),))
-        dtype, own = np.dtype(target), self.dtype
-        return self if dtype == own else record(
-            self.data.astype(dtype), "to", (self,), lambda g: (g.astype(own),))
-
-    def cpu(self):
-        """On the CPU."""
-        return self.to("cpu")
-
-    def cuda(self):
-        """On the GPU."""
-        return self.to("cuda")
-
-    def float(self):
-        """Converted to float32."""
-        return self.to("float32")
-
-    def double(self):
-        """Converted to float64."""
-        return self.to("float64")
+            if isinstance(edge, Tensor):
+                _add_to_leaf(edge, part, others=[g, *parts[:i], *parts[i + 1:]])
+            elif edge not in grads:
+                grads[edge] = part, False  # others may hold it: the same array can be the gradient of two inputs
+            else:  # two arrays summed make one that nobody else holds: what comes after is added to it in place
+                total, ours = grads[edge]
+                grads[edge] = kernels(part).add(total, part, out=total if ours else None), True
 
 
 def _fitted(g, edge, node):
@@ -232,27 +206,20 @@ def _fitted(g, edge, node):
             raise RuntimeError(f"the backward of {node.name} made a gradient of shape {g.shape} "
                                f"for an input of shape {edge.shape}")
         g = g.sum(tuple(range(added)) + stretched, keepdims=True).reshape(edge.shape)
+    g = np.asarray(g) if isinstance(g, np.generic) else g
     return g if g.dtype == edge.dtype else g.astype(edge.dtype)
 
 
-def _may_share_memory(a, b):
-    return _owner(a) is _owner(b) and array_module(a).may_share_memory(a, b)
-
-
-def _owner(array):
-    """What owns the array's memory: arrays with different owners share none."""
-    while getattr(array, "base", None) is not None:
-        array = array.base
-    return array
-
-
-def _add_to_leaf(leaf, g, owned):
-    # never in place: the .grad that is there may be held by others
-    xp = array_module(leaf.data)
+def _add_to_leaf(leaf, g, others):
+    """Add g to ``leaf.grad``, never in place: what is there may be held elsewhere. The first one is kept as it is if
+    nobody else has its memory: the arrays ``others``, or its own elements more than once (a stride of 0)."""
+    xp = array_module(g)
     if leaf.grad is not None:
         leaf.grad = xp.asarray(leaf.grad + g)
+    elif all(g.strides) and not any(a is not None and xp.may_share_memory(g, a) for a in others):
+        leaf.grad = g
     else:
-        leaf.grad = g if owned else xp.array(g, order="K")
+        leaf.grad = xp.array(g, order="K")
 
 
 def _topological_order(root):
@@ -274,40 +241,21 @@ def _topological_order(root):
     return order
 
 
-def record(data, name, inputs, backward, adds=False):
+def record(data, name, inputs, backward):
     """A Tensor of ``data``, the result of an op, and its place in the graph.
 
     Args:
         data: the result's array.
         name: the op's name, for ``graph`` and error messages.
-        inputs: the Tensors it was computed from.
+        inputs: the Tensors it was computed from (None where an optional one was not given).
         backward: function of the result's gradient; returns one gradient (or None) for each input: a new array, or a
             view of the gradient it got, never of what it keeps. Where an input was broadcast the engine sums over
             the added axes. The function should hold on to arrays, not Tensors, and to no more than it needs.
-        adds: whether it has a second argument: what other ops have given as the gradient of the first input so far
-            (an array, or None), which it adds to its own. In a kernel this is cheaper than afterwards.
     """
-    out = Tensor(data)
-    if _recording and data.dtype.kind == "f" and any(x.requires_grad for x in inputs):
-        edges = tuple((x.node or x) if x.requires_grad else None for x in inputs)
-        out.requires_grad, out.node = True, Node(name, edges, backward, data.shape, data.dtype, adds)
+    out = Tensor.__new__(Tensor)  # without the checks of what users give
+    out.data = np.asarray(data) if isinstance(data, np.generic) else data  # NumPy makes scalars of 0-d arrays
+    out.grad, out.requires_grad, out.node = None, False, None
+    if _recording and out.data.dtype.kind == "f" and any([x is not None and x.requires_grad for x in inputs]):
+        edges = tuple([None if x is None or not x.requires_grad else x.node or x for x in inputs])
+        out.requires_grad, out.node = True, Node(name, edges, backward, out.data.shape, out.data.dtype)
     return out
-
-
-def graph(tensor):
-    """The graph behind ``tensor`` as DOT text, inputs on top (see it with ``dot -Tsvg``)."""
-    def label(x):
-        return f"{getattr(x, 'name', 'leaf')}\\n{'×'.join(map(str, x.shape)) or 'scalar'}"
-
-    lines, seen, stack = ["digraph {", "  node [shape=box, fontname=monospace]"], set(), [tensor.node or tensor]
-    while stack:
-        x = stack.pop()
-        if x in seen:
-            continue
-        seen.add(x)
-        style = "" if isinstance(x, Node) else ", style=rounded"
-        lines.append(f'  n{id(x)} [label="{label(x)}"{style}]')
-        for edge in (e for e in getattr(x, "edges", ()) if e is not None):
-            lines.append(f"  n{id(edge)} -> n{id(x)}")
-            stack.append(edge)
-    return "\n".join(lines + ["}"])

@@ -9,13 +9,12 @@ import os
 import queue
 import threading
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 __all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num_threads"]
 
-_blas = ThreadpoolController()
 _tasks = queue.SimpleQueue()  # functions without arguments, for the workers
 _workers = 0
 _cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # to place threads on
@@ -37,9 +36,35 @@ def set_num_threads(n):
     _num_threads = n
 
 
-def one_blas_thread():
-    """Context in which BLAS uses one thread."""
-    return _blas.limit(limits=1, user_api="blas")
+class one_blas_thread:
+    """Context in which BLAS uses one thread. The first to enter tells it so, the last to leave tells it as before."""
+
+    lock, inside, before = threading.Lock(), 0, ()
+
+    def __enter__(self):
+        with self.lock:
+            one_blas_thread.inside += 1
+            if self.inside == 1:
+                one_blas_thread.before = [(library, library.get_num_threads()) for library in blas()]
+                self.tell([(library, 1) for library, n in self.before if n != 1])
+
+    def __exit__(self, *exc):
+        with self.lock:
+            one_blas_thread.inside -= 1
+            if not self.inside:
+                self.tell([(library, n) for library, n in self.before if n != 1])
+
+    @staticmethod
+    def tell(numbers):
+        for library, n in numbers:
+            library.set_num_threads(n)
+
+
+@cache
+def blas():
+    """The BLAS libraries in this process."""
+    from threadpoolctl import ThreadpoolController
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def parallel(function, n):

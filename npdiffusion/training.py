@@ -6,19 +6,19 @@ import json
 import signal
 import time
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from .backend import array_module, default_generator, to_device
 from .checkpoint import load_file, save_file
+from .cuda_graph import captured
+from .device import array_module, to_device
 from .figures import save_figure
 from .files import atomic_write
-from .graphs import captured
 from .models import save_model
 from .optim import EMA, AdamW, clip_grad_norm_, warmup_cosine
+from .random import default_generator
 
 __all__ = ["Training"]
 
@@ -65,14 +65,14 @@ class Training:
         self.losses = []  # since the last row, as they come: on a GPU nothing waits for them
         self.history = []
 
-    def fit(self, loss, out, *, batch=None, graph=False, resume=False, save_minutes=5.0, report=None, title=""):
+    def fit(self, loss, out, *, batch=None, cuda_graph=False, resume=False, save_minutes=5.0, report=None, title=""):
         """Train until ``steps``; Ctrl-C finishes the step in hand, saves and exits.
 
         Args:
             loss: called with the indices (batch_size,) of a batch, returns the loss, a Tensor of one element.
             batch: called with the indices, returns arrays; the loss is then called with those, on the model's device.
-            graph: on a GPU record a step as a CUDA graph and replay it (see ``graphs.Captured``): the loss may draw
-                from ``device_rng`` there, and all else that changes must come from ``batch``, always of one shape.
+            cuda_graph: on a GPU record a step as a CUDA graph and replay it (see ``cuda_graph.Captured``): the loss may
+                draw from ``device_rng`` there, and all else that changes must come from ``batch``, always of one shape.
             out: directory. resume: go on from its checkpoint.
             save_minutes: time between checkpoints.
             report: called with this object before each checkpoint and at the end, with the averaged weights in the
@@ -80,7 +80,7 @@ class Training:
             title: of the loss curve.
 
         Raises:
-            RuntimeError: the step cannot be recorded. ValueError: ``graph`` without ``batch``.
+            RuntimeError: the step cannot be recorded. ValueError: ``cuda_graph`` without ``batch``.
             SystemExit: there is a checkpoint but ``resume`` was not asked for, or one of other settings; or the
                 training was stopped (after saving). The message says how to go on.
             FileNotFoundError, ValueError: nothing to resume from, or a damaged checkpoint.
@@ -91,16 +91,14 @@ class Training:
             self.load(checkpoint)
         elif checkpoint.exists():
             raise SystemExit(f"{checkpoint} exists: go on with --resume, or choose another --out")
-        if graph and batch is None:
-            raise ValueError("fit(graph=True) needs batch=, which makes on the CPU what changes from step to step")
-        descend = partial(self.descend, loss)
-        descend = captured(descend, self.model) if graph else descend
-        finished, saved = self.step >= self.steps, time.monotonic()
+        step, finished, saved = self.step_on(loss, batch, cuda_graph), self.step >= self.steps, time.monotonic()
         with stop_requests() as stop, tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
                                            unit="img", unit_scale=True, smoothing=0.05) as bar:
             while self.step < self.steps and not stop:
                 started = time.perf_counter()
-                self.losses.append(self.train_step(descend, batch))
+                self.optimizer.lr = self.peak_lr * warmup_cosine(self.step, self.steps, min(500, self.steps // 10 + 1))
+                self.losses.append(step(self.next_batch()))
+                self.step += 1
                 row = self.step % LOG_EVERY == 0 or self.step == self.steps
                 mean = float(np.mean(floats(self.losses))) if row else None
                 self.seconds += time.perf_counter() - started
@@ -118,28 +116,27 @@ class Training:
         if not finished:
             self.write(out, report, title)
 
-    def train_step(self, descend, batch=None):
-        """One step on the next batch; ``descend``: see there, with the loss given. Returns the loss, an array of one
-        element."""
-        self.model.train()
-        index, device = self.next_batch(), self.model.device
-        arrays = [index] if batch is None else [to_device(a, device) for a in batch(index)]
-        self.optimizer.lr = self.peak_lr * warmup_cosine(self.step, self.steps, min(500, self.steps // 10 + 1))
-        numbers = np.array([*self.optimizer.advance(), self.ema.advance()])
-        value = descend(to_device(numbers, device), *arrays)
-        self.step += 1
-        return value
+    def step_on(self, loss, batch=None, cuda_graph=False):
+        """The training step, a function of a batch's indices that returns the loss, an array of one element; arguments
+        as for ``fit``."""
+        def descend(*arrays):  # the same on a CPU, on a GPU and recorded as a CUDA graph
+            value = loss(*arrays)
+            self.optimizer.zero_grad()
+            value.backward()
+            clip_grad_norm_(self.optimizer.parameters, self.clip)
+            self.optimizer.step()
+            self.ema.update()
+            return value.data
 
-    def descend(self, loss, numbers, *arrays):
-        """Gradient descent on loss(*arrays); numbers: what the optimiser's and the average's ``advance`` returned."""
-        value = loss(*arrays)
-        self.optimizer.zero_grad()
-        value.backward()
-        clip_grad_norm_(self.optimizer.parameters, self.clip)
-        self.optimizer.step(numbers[:-1])
-        self.ema.update(numbers[-1])
-        self.optimizer.zero_grad()  # a recording's gradients lie in memory that ends with it
-        return value.data
+        if cuda_graph and batch is None:
+            raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to step")
+        descend = captured(descend, self.model) if cuda_graph else descend
+
+        def step(index):
+            self.model.train()
+            return descend(*([index] if batch is None else [to_device(a, self.model.device) for a in batch(index)]))
+
+        return step
 
     def next_batch(self):
         """Indices of the next examples; a new shuffle when the epoch is over."""
@@ -186,7 +183,7 @@ class Training:
         arrays |= {"order": self.order, "log": np.array(self.log).reshape(-1, 4),
                    "losses": np.array(floats(self.losses))}
         save_file(path, arrays, {"settings": self.settings, "step": self.step, "seconds": self.seconds,
-                                 "position": self.position, "ema_updates": self.ema.updates,
+                                 "position": self.position, "ema_updates": int(self.ema.updates),
                                  "history": self.history, "generator": self.rng.bit_generator.state,
                                  "device_generator": self.device_rng.bit_generator.state})
 
@@ -201,12 +198,12 @@ class Training:
             return {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
-        self.ema.load(part("ema."))
+        self.ema.load(part("ema."), meta["ema_updates"])
         self.optimizer.load_state_dict(part("optimizer."))
         self.order, self.losses = arrays["order"], arrays["losses"].tolist()
         self.log = [tuple(row) for row in arrays["log"].tolist()]
         self.step, self.seconds, self.position = meta["step"], meta["seconds"], meta["position"]
-        self.ema.updates, self.history = meta["ema_updates"], meta["history"]
+        self.history = meta["history"]
         self.rng.bit_generator.state = meta["generator"]
         state = meta.get("device_generator", {})
         if state.get("bit_generator") == self.device_rng.bit_generator.state["bit_generator"]:

@@ -4,7 +4,8 @@
 how threads and barriers are imitated; its ``launch`` takes NumPy arrays where a kernel takes pointers. It is
 stricter than a GPU: every argument must have exactly the parameter's C type (on a GPU, a Python int where an int
 is expected is read as garbage or passes by luck), arrays must fill their memory densely (but for kernels that are told
-strides), and a kernel that writes outside an array is caught. What it reads outside is NaN.
+strides), and a kernel that writes outside an array is caught. What it reads outside is NaN. Structs may hold addresses;
+what lies there is guarded in the same way if ``launch`` is told whose memory it is.
 
 Needs a C++ compiler: $CXX, g++, clang++, or ``pip install ziglang``.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-__all__ = ["compile", "compiler"]
+__all__ = ["addresses", "compile", "compiler"]
 
 HEADER = Path(__file__).parent / "cuda_on_cpu" / "cuda_on_cpu.h"
 BUILD = HEADER.parent / "__pycache__"
@@ -91,8 +92,11 @@ class Kernels:
     def __init__(self, library, kernels, real):
         self.library, self.kernels, self.types = library, kernels, TYPES | {"real": TYPES.get(real)}
 
-    def launch(self, name, grid, block, args, shared_mem=0):
-        """Run the kernel; blocks after each other. Raises for what a GPU would refuse, or would silently do wrong."""
+    def launch(self, name, grid, block, args, shared_mem=0, memory_at=None):
+        """Run the kernel; blocks after each other. Raises for what a GPU would refuse, or would silently do wrong.
+
+        memory_at(address): the array in whose memory an address lies that a struct holds; None leaves them as they are.
+        """
         grid, block = ((*sizes, 1, 1)[:3] for sizes in (grid, block))
         for sizes, limits, what in zip((grid, block), LIMITS, ("blocks", "threads")):
             if not all(isinstance(n, int) and 1 <= n <= most for n, most in zip(sizes, limits)):
@@ -107,7 +111,7 @@ class Kernels:
         for i, (type, size, arg) in enumerate(zip(types, sizes, args)):
             where = f"{name}, argument {i} ({type})"
             pointers.append(self._pointer(where, type.removesuffix(" *"), arg, guarded) if type.endswith("*")
-                            else self._value(where, type, size, arg))
+                            else self._value(where, type, size, arg, guarded, memory_at))
         values = (ctypes.c_void_p * len(types))(*(p.ctypes.data for p in pointers))
         triple = ctypes.c_int * 3
         if getattr(self.library, f"run_{name}")(triple(*grid), triple(*block), values):
@@ -117,33 +121,45 @@ class Kernels:
                 raise RuntimeError(f"{where}: written outside of the array")
             memory[:] = buffer[start:start + len(memory)]
 
-    def _value(self, where, type, size, arg):
+    def _value(self, where, type, size, arg, guarded, memory_at):
         """A scalar or a struct, as an array that holds its bytes."""
         expected = self.types.get(type)
         if expected is None:  # a struct
             if not isinstance(arg, np.void) or arg.dtype.names is None or arg.nbytes != size:
                 raise TypeError(f"{where}: expected a scalar of a structured dtype of {size} bytes, got {arg!r}")
-            return np.array(arg)
+            value = np.array(arg).copy()  # without, it would be the scalar's own memory
+            for field in addresses(value) if memory_at else ():
+                for i, address in np.ndenumerate(field):
+                    if address:
+                        memory = memory_at(int(address))
+                        start = np.lib.array_utils.byte_bounds(memory)[0]
+                        field[i] = self._guarded(where, memory, False, guarded) + int(address) - start
+            return value
         dtype = {bool: "?", int: "i8", float: "f8"}.get(arg.__class__) or getattr(arg, "dtype", None)
         if isinstance(arg, np.ndarray) or dtype != np.dtype(expected):
             raise TypeError(f"{where}: got {arg!r} ({arg.__class__.__name__})")
         return np.array(arg, dtype)
 
     def _pointer(self, where, type, arg, guarded):
-        """The address of a copy of the array between zones of NaN, which ``launch`` copies back. None is NULL."""
+        """The address of a guarded copy of the array. None is NULL."""
         if arg is None:
             return np.zeros(1, "u8")
         read_only = type.startswith("const ")
         if not isinstance(arg, np.ndarray) or arg.dtype != np.dtype(self.types[type.removeprefix("const ")]):
             raise TypeError(f"{where}: got {getattr(arg, 'dtype', arg)!r}")
         low, high = np.lib.array_utils.byte_bounds(arg) if arg.size else 2 * (arg.ctypes.data,)
-        size = high - low
-        if not (read_only and where.startswith(STRIDED)) and (size != arg.nbytes or low != arg.ctypes.data):
+        if not (read_only and where.startswith(STRIDED)) and (high - low != arg.nbytes or low != arg.ctypes.data):
             raise ValueError(f"{where}: the array's memory has gaps: shape {arg.shape}, strides {arg.strides}")
+        return np.array([self._guarded(where, arg, read_only, guarded) + arg.ctypes.data - low], np.uint64)
+
+    def _guarded(self, where, array, read_only, guarded):
+        """Where a copy of the array's memory begins, between zones of NaN; ``launch`` copies it back."""
+        low, high = np.lib.array_utils.byte_bounds(array) if array.size else 2 * (array.ctypes.data,)
+        size = high - low
         key = low, size
         if key not in guarded:
             for other, memory, _, _, other_read_only in guarded.values():
-                if size and np.may_share_memory(arg, memory) and not (read_only and other_read_only):
+                if size and np.may_share_memory(array, memory) and not (read_only and other_read_only):
                     raise ValueError(f"{where}: overlaps with {other}")
             memory = np.frombuffer((ctypes.c_ubyte * size).from_address(low), np.uint8) if size else (
                 np.empty(0, np.uint8))
@@ -152,4 +168,9 @@ class Kernels:
             buffer[start:start + size] = memory
             guarded[key] = where, memory, buffer, start, read_only
         _, _, buffer, start, _ = guarded[key]
-        return np.array([buffer.ctypes.data + start + arg.ctypes.data - low], np.uint64)
+        return buffer.ctypes.data + start
+
+
+def addresses(struct):
+    """The fields of a struct that hold addresses, those of dtype u8: views, if it is an array ()."""
+    return [struct[name] for name in struct.dtype.names or () if struct.dtype[name].base == np.dtype("u8")]

@@ -120,11 +120,11 @@ def dropout(input, p, training, generator):
 
 
 @oracle
-def softmax(input, dim, scale=1.0):
+def softmax(input, dim):
     dim %= input.ndim
 
     def element(index):
-        line = [math.exp(scale * input[index[:dim] + (k,) + index[dim + 1:]].item()) for k in range(input.shape[dim])]
+        line = [math.exp(input[index[:dim] + (k,) + index[dim + 1:]].item()) for k in range(input.shape[dim])]
         return line[index[dim]] / sum(line)
 
     return filled(input.shape, element)
@@ -363,7 +363,7 @@ def pixel(x, n, c, row, column, outside=0.0):
 
 
 @batched
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, onto=None):
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     (sh, sw), (dh, dw), (o, c, kh, kw) = pair(stride), pair(dilation), weight.shape
     spans = dh * (kh - 1), dw * (kw - 1)
     if padding == "same":
@@ -376,7 +376,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
     def element(index):
         n, out, p, q = index
         first = out // (o // groups) * c  # the first input channel of this output channel's group
-        y = (0.0 if bias is None else bias[out].item()) + (0.0 if onto is None else onto[..., out, p, q].ravel()[n])
+        y = 0.0 if bias is None else bias[out].item()
         for i, k, j in itertools.product(range(c), range(kh), range(kw)):
             y += weight[out, i, k, j].item() * pixel(
                 input, n, first + i, p * sh + k * dh - before[0], q * sw + j * dw - before[1])

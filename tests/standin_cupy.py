@@ -10,7 +10,8 @@ them with the real package where it is installed). RawModule runs the CUDA sourc
 A capturing stream executes nothing, as far as can be seen: what is called (each function under ``@op``) is recorded,
 and all memory is at the end as it was before, new memory is poison. A graph's ``launch`` calls it all again. Refused
 are waiting, copies to the GPU, cuBLAS, what CuPy would have to compile first, and memory of the common pool; and a
-launch when memory that was there before, or the graph's pool, has been freed.
+launch when memory that was there before, or the graph's pool, has been freed. The memory of a call is that of its
+arrays, and that whose addresses a kernel's structs hold.
 """
 
 import contextlib
@@ -69,12 +70,29 @@ def op(f):
 compiled = set()  # (function, dtypes) of what was called before
 
 
-def arrays_in(args):
+def arrays_in(args, addressed=False):
+    """The arrays among the arguments; if ``addressed``, also those whose addresses structs hold."""
     for x in args:
         if isinstance(x, ndarray):
             yield x
         elif isinstance(x, (list, tuple)):
-            yield from arrays_in(x)
+            yield from arrays_in(x, addressed)
+        elif addressed and isinstance(x, np.void):
+            for field in cuda_on_cpu.addresses(x):
+                yield from map(owner, field[field != 0].tolist())
+
+
+owners = weakref.WeakValueDictionary()  # address -> the array whose memory begins there
+
+
+def owner(address):
+    """The array in whose memory an address lies, not a view of it; RuntimeError if there is none any more."""
+    if address in owners:
+        return owners[address]
+    for start, array in list(owners.items()):
+        if start <= address < start + array.nbytes:
+            return array
+    raise RuntimeError(f"a kernel was given an address, {address:#x}, of memory that was freed")
 
 
 class Graph:
@@ -86,9 +104,9 @@ class Graph:
     def record(self, known, f, args, kwargs):
         if known not in compiled:
             raise RuntimeError(f"{known[0]} of {', '.join(known[1])} would be compiled while capturing")
-        for x in arrays_in([*args, *kwargs.values()]):
+        for x in arrays_in([*args, *kwargs.values()], addressed=True):
             root = x if x.base is None else x.base
-            if id(root) not in self.before | self.new:
+            if id(root) not in self.before and id(root) not in self.new:
                 self.before[id(root)] = weakref.ref(root), root._a, root._a.copy()
         self.busy = True
         try:
@@ -218,8 +236,11 @@ class ndarray:
             _array = np.empty(shape, dtype, order)
             poison(_array)
         self._a, self.base = _array, _base
-        if Stream.current.graph and _base is None:
-            Stream.current.graph.made(self)
+        if _base is None:
+            if _array.size:
+                owners[_array.__array_interface__["data"][0]] = self
+            if Stream.current.graph:
+                Stream.current.graph.made(self)
 
     def _seen(self, a):
         """A view of this array's memory."""
@@ -233,7 +254,7 @@ class ndarray:
     itemsize = property(lambda self: self._a.itemsize)
     nbytes = property(lambda self: self._a.nbytes)
     flags = property(lambda self: Flags(self._a, self.base))
-    data = property(lambda self: types.SimpleNamespace(ptr=self._a.ctypes.data, device_id=0))
+    data = property(lambda self: types.SimpleNamespace(ptr=self._a.ctypes.data if self.size else 0, device_id=0))
     T = property(lambda self: self.transpose())
 
     def __array__(self, *_, **__):
@@ -644,7 +665,8 @@ class RawModule:
     def get_function(self, name):
         def kernel(grid, block, args, *, shared_mem=0):
             counts["launches"] += 1
-            self.kernels.launch(name, grid, block, [x._a if isinstance(x, ndarray) else x for x in args], shared_mem)
+            args = [x._a if isinstance(x, ndarray) else x for x in args]
+            self.kernels.launch(name, grid, block, args, shared_mem, lambda address: owner(address)._a)
 
         kernel.__name__ = name
         return op(kernel)

@@ -220,7 +220,7 @@ def _(d):
 @case("softmax")
 def _(d):
     shape = d.shape(least=1)
-    return (d.array(*shape, scale=2.0), d.int(-len(shape), len(shape) - 1), d.pick(1.0, 0.3, -0.7)), {}
+    return (d.array(*shape, scale=2.0), d.int(-len(shape), len(shape) - 1)), {}
 
 
 @case("log_softmax")
@@ -420,13 +420,12 @@ def _(d):
         kernel, stride, dilation, groups, c, o = (3, 3), 1, 1, 1, d.pick(1, 2, 9), d.pick(1, 2)
     else:
         kernel, groups = d.pick((3, 3), (1, 1), (d.int(1, 4), d.int(1, 4))), d.int(1, 3)
-        stride, dilation = d.ints(1, 3) if padding != "same" else 1, d.pick(1, d.ints(1, 2))
+        stride, dilation = d.ints(1, 3) if padding != "same" else 1, d.pick(1, (1, 2), d.ints(1, 2))
         c, o = d.int(1, 3) * groups, d.int(1, 3) * groups
     least = 1 + 2 * (max(kernel) - 1)
     x, weight = d.image(c, least if padding != "same" else 1, least + 3), d.array(o, c // groups, *kernel)
     args = stride, d.ints(0, 2) if padding == "some" else padding, dilation, groups
-    shape = F.conv2d(Tensor(x), Tensor(weight), None, *args).shape
-    return (x, weight, d.maybe(o), *args, d.maybe(*shape)), {}
+    return (x, weight, d.maybe(o), *args), {}
 
 
 @case("conv_transpose2d")

@@ -98,6 +98,11 @@ def machine(num_threads, chunk_bytes):
         threads.set_num_threads(before)
 
 
+def front(padding):
+    """(top, left) of ((top, bottom), (left, right))."""
+    return tuple(before for before, _ in padding)
+
+
 def check_gradients(backward, g, x, weight, geometry, dx, dweight):
     """All gradients at once, and the larger two alone."""
     dtype = x.dtype.name
@@ -105,10 +110,10 @@ def check_gradients(backward, g, x, weight, geometry, dx, dweight):
     assert_close(results[0], dx, dtype)
     assert_close(results[1], dweight, dtype, channels_last=False)
     assert_close(results[2], g.sum((0, 2, 3)), dtype, channels_last=False)
-    only_dx, *none = backward(g, x, weight, *geometry, need_weight=False, need_bias=False)
+    only_dx, *none = backward(g, x, weight, *geometry, needs=(True, False, False))
     assert none == [None, None]
     assert_close(only_dx, dx, dtype)
-    none, only_dweight, also_none = backward(g, x, weight, *geometry, need_input=False, need_bias=False)
+    none, only_dweight, also_none = backward(g, x, weight, *geometry, needs=(False, True, False))
     assert none is None and also_none is None
     assert_close(only_dweight, dweight, dtype, channels_last=False)
 
@@ -122,8 +127,8 @@ def check_conv(x, weight, bias, rng, stride, padding, dilation, groups, layout="
         y += bias[:, None, None]
     inputs = [a for a in (x, weight, bias, g) if a is not None]
     before = [a.copy() for a in inputs]
-    geometry = stride, padding, dilation, groups
-    assert_close(conv2d(x, weight, bias, *geometry), y, dtype)
+    geometry = stride, front(padding), dilation, groups
+    assert_close(conv2d(x, weight, bias, y.shape[2:], *geometry), y, dtype)
     check_gradients(conv2d_backward, g, x, weight, geometry, dx, dweight)
     assert all(np.array_equal(a, b) for a, b in zip(inputs, before))
 
@@ -138,8 +143,8 @@ def check_conv_transpose(
         y += bias[:, None, None]
     inputs = [a for a in (x, weight, bias, g) if a is not None]
     before = [a.copy() for a in inputs]
-    geometry = stride, padding, output_padding, dilation, groups
-    assert_close(conv_transpose2d(x, weight, bias, *geometry), y, dtype)
+    geometry = stride, front(padding), dilation, groups
+    assert_close(conv_transpose2d(x, weight, bias, y.shape[2:], *geometry), y, dtype)
 
     # <g, conv_transpose(x, weight)> = <conv(g, weight), x>; rows of g past the last window get no x.
     windows = [
@@ -302,8 +307,8 @@ def test_threads_agree_and_runs_repeat(channels):
 
     def run(num_threads):
         with machine(num_threads, 1 << 16):
-            y = conv2d(x, weight, None, (1, 1), SAME, (1, 1), 1)
-            return y, *conv2d_backward(g, x, weight, (1, 1), SAME, (1, 1), 1)
+            y = conv2d(x, weight, None, (16, 16), (1, 1), (1, 1), (1, 1), 1)
+            return y, *conv2d_backward(g, x, weight, (1, 1), (1, 1), (1, 1), 1)
 
     one, two, again = run(1), run(2), run(2)
     for a, b, c in zip(one, two, again):

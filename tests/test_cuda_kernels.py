@@ -1,9 +1,11 @@
-"""The CUDA kernels, run on the CPU (see cuda_on_cpu), against the NumPy kernels.
+"""The CUDA kernels, run on the CPU (see cuda_on_cpu), against the plain kernels.
 
-Their Python side runs too, with NumPy arrays in the place of CuPy's. ``empty`` gives NaN, so that an element that a
-kernel leaves out shows.
+Their Python side runs too, with NumPy arrays in the place of CuPy's; where it asks for addresses, with the stand-in's
+(standin_cupy). ``empty`` gives NaN, so that an element that a kernel leaves out shows.
 """
 
+import contextlib
+import gc
 import types
 
 import numpy as np
@@ -12,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cuda_on_cpu
-from npdiffusion import backend, optim
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler
+import standin_cupy
+from npdiffusion import device
 from npdiffusion.kernels import cupy as cuda
-from npdiffusion.kernels import numpy as reference
+from npdiffusion.kernels import plain as reference
 from npdiffusion.kernels.cupy import build
-from npdiffusion.nn import Parameter
+from npdiffusion.kernels.cupy.elementwise import channel_sums, sum_parts
+from npdiffusion.kernels.cupy.matmul import product
 from strategies import LAYOUTS, laid_out
 
 SOME = settings(max_examples=20, deadline=None)
@@ -44,19 +47,24 @@ def concatenate(arrays, axis):
 
 FAKE_CUPY = types.SimpleNamespace(
     RawModule=RawModule, empty=empty, empty_like=lambda a: np.full_like(a, np.nan), add=np.add,
-    ascontiguousarray=np.ascontiguousarray, concatenate=concatenate, broadcast_to=np.broadcast_to)
+    ascontiguousarray=np.ascontiguousarray, concatenate=concatenate, broadcast_to=np.broadcast_to, where=np.where)
+
+
+@contextlib.contextmanager
+def in_the_place_of_cupy(module):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "_cupy", module)
+        for cache in (build.build, build.kernel):
+            cache.cache_clear()
+        yield
+    for cache in (build.build, build.kernel):
+        cache.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def kernels_on_the_cpu():
-    caches = build.build, build.kernel
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "_cupy", FAKE_CUPY)
-        for c in caches:
-            c.cache_clear()
+    with in_the_place_of_cupy(FAKE_CUPY):
         yield
-    for c in caches:
-        c.cache_clear()
 
 
 class Draw:
@@ -79,10 +87,10 @@ class Draw:
     def array(self, *shape, scale=1.0, shift=0.0, ties=False):
         a = self.rng.standard_normal(shape) * scale + shift
         a = np.round(a) if ties else a
-        return laid_out(a.astype(self.dtype), self.pick("channels last", *LAYOUTS[:-1]))
+        return laid_out(np.asarray(a, self.dtype), self.pick("channels last", *LAYOUTS[:-1]))
 
 
-def assert_close(actual, expected, images=()):
+def assert_close(actual, expected, images=(), tolerance=TOLERANCE):
     """Both tuples (or single arrays) are close; results number ``images`` are channels-last in memory."""
     if not isinstance(actual, tuple):
         actual, expected = (actual,), (expected,)
@@ -95,13 +103,15 @@ def assert_close(actual, expected, images=()):
             assert a.transpose(0, 2, 3, 1).flags.c_contiguous
         finite = np.abs(e)[np.isfinite(e)]
         scale = max(1, finite.max()) if finite.size else 1
-        np.testing.assert_allclose(a, e, rtol=0, atol=TOLERANCE[e.dtype.str[1:]] * scale)
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance.get(e.dtype.str[1:], 0) * scale)
 
 
 # ---- the harness itself ---------------------------------------------------------------------------------
 
 PITFALLS = """
 extern "C" __global__ void fill(int *x, int n, int value) { if (threadIdx.x < n) x[threadIdx.x] = value; }
+struct Place { int *x; };
+extern "C" __global__ void fill_at(Place at, int n, int value) { if (threadIdx.x < n) at.x[threadIdx.x] = value; }
 extern "C" __global__ void no_barrier(const int *x, int *y, int from) {
     __shared__ int s[64];
     s[threadIdx.x] = x[threadIdx.x];
@@ -134,6 +144,11 @@ def test_the_harness_catches_what_goes_wrong_silently_on_a_gpu():
         kernels.launch("fill", (1, 70000), (8,), (x, n, value))
     with pytest.raises(RuntimeError, match="outside"):
         kernels.launch("fill", (1,), (8,), (x[:7], n, value))
+    place = np.array((x.ctypes.data,), [("x", "u8")])[()]
+    with pytest.raises(RuntimeError, match="outside"):
+        kernels.launch("fill_at", (1,), (8,), (place, n, value), memory_at=lambda address: x[:7])
+    kernels.launch("fill_at", (1,), (8,), (place, n, value), memory_at=lambda address: x)
+    assert (x[:8] == 5).all() and x[8] == 8
     with pytest.raises(RuntimeError, match="barrier"):
         kernels.launch("stuck", (1,), (8,), (x,))
     for shift in (1, 63):  # what the next thread wrote, and what the previous one did
@@ -153,37 +168,37 @@ def test_sums_and_cat(data):
     d = Draw(data)
     n, c, h, w = d.int(1, 3), d.pick(1, 3, 8, 33, 300), d.int(1, 9), d.int(1, 9)
     x = d.array(n, c, h, w)
-    assert_close(cuda.channel_sums(x), reference.channel_sums(x))
+    assert_close(channel_sums(x), x.sum((0, 2, 3)))
     other = d.array(n, d.int(1, 4), h, w)
     assert_close(cuda.cat([x, other], 1), reference.cat([x, other], 1), images=[0])
     assert_close(cuda.add(x, x), x + x)
     parts = d.array(d.int(1, 20), *d.pair(1, 9))
-    assert_close(cuda.elementwise.sum_parts(np.ascontiguousarray(parts)), parts.sum(0))
+    assert_close(sum_parts(np.ascontiguousarray(parts)), parts.sum(0))
 
 
 def test_channel_sums_over_many_blocks():
     x = np.random.default_rng(0).standard_normal((5, 7, 40, 41)).astype("f4")
-    assert_close(cuda.channel_sums(x), x.sum((0, 2, 3)))
+    assert_close(channel_sums(x), x.sum((0, 2, 3)))
 
 
 @SOME
 @given(st.data())
-def test_bias_activation(data):
+def test_activations(data):
     d = Draw(data)
-    activation, c = d.pick(None, "relu", "silu"), d.int(1, 5)
-    x = d.array(2, c, 3, 4) if d.pick(True, False) else d.array(d.int(1, 300), c)
-    bias = d.pick(None, d.array(c))
-    f = {None: lambda z: z, "relu": lambda z: np.maximum(z, 0), "silu": lambda z: z / (1 + np.exp(-z))}[activation]
-    z = x if bias is None else x + (bias if x.ndim == 2 else bias[:, None, None])
-    y = cuda.bias_activation(x, bias, activation)
-    assert_close(y, f(z), images=[0] if x.ndim == 4 else [])
-    assert_close(reference.bias_activation(x, bias, activation), y)
-    g, step = d.array(*x.shape), 1e-6
-    z = z.astype("f8")
-    slope = (f(z + step) - f(z - step)) / (2 * step)
-    dx = cuda.bias_activation_backward(g, x, bias, activation)
-    np.testing.assert_allclose(dx, g * slope, rtol=0, atol=2e-5 if d.dtype == "f4" else 1e-8)
-    assert_close(reference.bias_activation_backward(g, x, bias, activation), dx)
+    shape = d.pick((), (d.int(0, 600),), (3, 4, 5), (2, d.int(1, 5), 3, 4))
+    x, g = d.array(*shape, ties=d.pick(True, False)), d.array(*shape)
+    images = [0] if len(shape) == 4 else []
+    for name in ("relu", "silu"):
+        assert_close(getattr(cuda, name)(x), np.asarray(getattr(reference, name)(x)), images)
+        name += "_backward"
+        assert_close(getattr(cuda, name)(g, x), np.asarray(getattr(reference, name)(g, x)), images)
+
+
+def test_activations_of_infinities_and_nan():
+    x = np.array([np.inf, np.nan, -30.0, 30.0])
+    np.testing.assert_array_equal(cuda.relu(x), [np.inf, np.nan, 0, 30])
+    np.testing.assert_array_equal(cuda.relu_backward(np.full(4, 2.0), x), [2, 0, 0, 2])
+    np.testing.assert_allclose(cuda.silu(x), [np.inf, np.nan, -30 * np.exp(-30.0), 30])
 
 
 @SOME
@@ -191,7 +206,7 @@ def test_bias_activation(data):
 def test_squared_error(data):
     d = Draw(data)
     shape = d.pick((), (1,), (5000,), (2, 3, 4, 5), (3, 70, 60))
-    x, y, g, scale = *(np.asarray(d.array(*s)) for s in (shape, shape, ())), d.pick(1.0, 0.01)
+    x, y, g, scale = *(d.array(*s) for s in (shape, shape, ())), d.pick(1.0, 0.01)
     assert_close(cuda.squared_error(x, y, scale), reference.squared_error(x, y, scale))
     expected = np.asarray(reference.squared_error_backward(g, x, y, scale))
     assert_close(cuda.squared_error_backward(g, x, y, scale), expected, images=[0] if len(shape) == 4 else [])
@@ -221,7 +236,7 @@ def test_group_norm(data):
     for a, e in zip(actual, expected):
         np.testing.assert_allclose(a, e, rtol=0, atol=far * TOLERANCE[d.dtype] * max(1, np.abs(e).max()))
     g = d.array(*x.shape)
-    args = g, x, *expected[1:], groups, weight, bias, silu, scale_shift, d.pick(None, d.array(*x.shape))
+    args = g, x, *expected[1:], groups, weight, bias, silu, scale_shift
     expected = reference.group_norm_backward(*args)
     actual = cuda.group_norm_backward(*args)
     assert (actual[3] is None) == (expected[3] is None) == (scale_shift is None)
@@ -235,12 +250,11 @@ def test_softmax(data):
     d = Draw(data)
     shape = d.pick((5,), (3, 70), (4, 1), (2, 3, 33), (300, 2), (2, 5, 3, 4))
     axis = d.int(-len(shape), len(shape) - 1)
-    x, scale = d.array(*shape, scale=3.0), d.pick(1.0, 0.3, -2.0)
-    y = reference.softmax(x, axis, scale)
-    assert_close(cuda.softmax(x, axis, scale), y)
+    x = d.array(*shape, scale=3.0)
+    y = reference.softmax(x, axis)
+    assert_close(cuda.softmax(x, axis), y)
     g = d.array(*shape)
-    expected = reference.softmax_backward(g, y, axis, scale)
-    assert_close(cuda.softmax_backward(g, y, axis, scale), expected)
+    assert_close(cuda.softmax_backward(g, y, axis), reference.softmax_backward(g, y, axis))
 
 
 def test_softmax_of_infinities_and_nan():
@@ -296,7 +310,7 @@ class ConvDraw(Draw):
     """Convolutions of all structures; some fill several tiles of the kernels, and several slices of the sum."""
 
     def conv(self):
-        """x, weight, bias and (stride, padding, dilation, groups)."""
+        """x, weight, bias, the result's size, and (stride, padding, dilation, groups)."""
         if self.pick(True, False, False):  # large
             kernel, stride, dilation, groups = self.pick((3, 3), (1, 1)), self.pair(1, 2), (1, 1), self.pick(1, 2)
             c, o, n, least = self.pick(4, 17, 40), self.pick(8, 33, 70), self.pick(1, 3), self.pick(9, 13)
@@ -304,41 +318,46 @@ class ConvDraw(Draw):
             kernel, stride, dilation, groups = self.pair(1, 4), self.pair(1, 3), self.pair(1, 2), self.int(1, 3)
             c, o, n, least = self.int(1, 5), self.int(1, 5), self.int(1, 3), 1
         size = [max(least, (k - 1) * d + 1) + self.int(0, 3) for k, d in zip(kernel, dilation)]
-        padding = tuple((self.int(0, k), self.int(0, k)) for k in kernel)
+        padding, behind = (tuple(self.int(0, k) for k in kernel) for _ in range(2))
         x, weight = self.array(n, c * groups, *size), self.array(o * groups, c, *kernel)
         bias = self.pick(None, np.ascontiguousarray(self.array(o * groups)))
-        return x, weight, bias, (stride, padding, dilation, groups)
+        size = tuple((n + before + after - e * (k - 1) - 1) // s + 1
+                     for n, before, after, e, k, s in zip(size, padding, behind, dilation, kernel, stride))
+        return x, weight, bias, size, (stride, padding, dilation, groups)
+
+    def needs(self):
+        return tuple(self.pick(True, False) for _ in range(3))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_conv2d(data):
     d = ConvDraw(data)
-    x, weight, bias, settings = d.conv()
-    y = reference.conv2d(x, weight, bias, *settings)
-    assert_close(cuda.conv2d(x, weight, bias, *settings), y, images=[0])
-    onto = d.array(*y.shape)
-    assert_close(cuda.conv2d(x, weight, bias, *settings, onto), y + onto, images=[0])
-    g, needs = d.array(*y.shape), d.pick((True, True), (True, False), (False, True), (False, False, True))
-    expected = reference.conv2d_backward(g, x, weight, *settings, *needs)
-    assert_close(cuda.conv2d_backward(g, x, weight, *settings, *needs), expected, images=[0, 1])
+    x, weight, bias, size, settings = d.conv()
+    y = reference.conv2d(x, weight, bias, size, *settings)
+    assert_close(cuda.conv2d(x, weight, bias, size, *settings), y, images=[0])
+    g, needs = d.array(*y.shape), d.needs()
+    expected = reference.conv2d_backward(g, x, weight, *settings, needs)
+    assert_close(cuda.conv2d_backward(g, x, weight, *settings, needs), expected, images=[0, 1])
 
 
 @SOME
 @given(st.data())
 def test_conv_transpose2d(data):
     d = ConvDraw(data)
-    _, weight, _, (stride, _, dilation, groups) = d.conv()
+    _, weight, _, _, (stride, _, dilation, groups) = d.conv()
     x = d.array(d.int(1, 2), len(weight), *d.pair(1, 5))
-    padding = tuple((p, p) for p in (min(d.int(0, 2), (e * (k - 1)) // 2) for e, k in zip(dilation, weight.shape[2:])))
-    extra = tuple(d.int(0, max(s, e) - 1) for s, e in zip(stride, dilation))
-    settings = stride, padding, extra, dilation, groups
+    spans = [e * (k - 1) for e, k in zip(dilation, weight.shape[2:])]
+    padding, behind = (tuple(d.int(0, min(2, span // 2)) for span in spans) for _ in range(2))
+    size = tuple((n - 1) * s + span + 1 - before - after + d.int(0, max(s, e) - 1) for n, s, span, before, after, e in
+                 zip(x.shape[2:], stride, spans, padding, behind, dilation))
+    settings = stride, padding, dilation, groups
     bias = d.pick(None, d.array(weight.shape[1] * groups))
-    y = reference.conv_transpose2d(x, weight, bias, *settings)
-    assert_close(cuda.conv_transpose2d(x, weight, bias, *settings), y, images=[0])
-    g = d.array(*y.shape)
-    expected = reference.conv_transpose2d_backward(g, x, weight, *settings)
-    assert_close(cuda.conv_transpose2d_backward(g, x, weight, *settings), expected, images=[0, 1])
+    y = reference.conv_transpose2d(x, weight, bias, size, *settings)
+    assert_close(cuda.conv_transpose2d(x, weight, bias, size, *settings), y, images=[0])
+    g, needs = d.array(*y.shape), d.needs()
+    expected = reference.conv_transpose2d_backward(g, x, weight, *settings, needs)
+    assert_close(cuda.conv_transpose2d_backward(g, x, weight, *settings, needs), expected, images=[0, 1])
 
 
 def test_convolution_of_arrays_that_begin_anywhere():
@@ -346,22 +365,22 @@ def test_convolution_of_arrays_that_begin_anywhere():
     rng = np.random.default_rng(0)
     x, weight, g = (rng.standard_normal(1 + n * k * k * 8)[1:].reshape(n, k, k, 8).transpose(0, 3, 1, 2)
                     for n, k in ((2, 5), (8, 3), (2, 5)))
-    y = reference.conv2d(x, weight, None, *SAME)
-    assert_close(cuda.conv2d(x, weight, None, *SAME), y)
+    y = reference.conv2d(x, weight, None, (5, 5), *SAME)
+    assert_close(cuda.conv2d(x, weight, None, (5, 5), *SAME), y)
     assert_close(cuda.conv2d_backward(g, x, weight, *SAME), reference.conv2d_backward(g, x, weight, *SAME))
 
 
-SAME = (1, 1), ((1, 1), (1, 1)), (1, 1), 1  # 3 x 3, padding 1
+SAME = (1, 1), (1, 1), (1, 1), 1  # 3 x 3, padding 1
 
 
 @pytest.mark.parametrize("channels", [(9, 16), (40, 70)], ids=["narrow", "wide"])
 def test_tf32_rounds_the_factors_only(channels, monkeypatch):
-    monkeypatch.setattr(backend, "_tf32", True)
+    monkeypatch.setattr(device, "_tf32", True)
     rng, (c, o) = np.random.default_rng(0), channels
     x, weight, g = (rng.standard_normal(shape).astype("f4") for shape in ((2, c, 9, 9), (o, c, 3, 3), (2, o, 9, 9)))
 
     def run(kernels, x, weight, g):
-        return kernels.conv2d(x, weight, None, *SAME), *kernels.conv2d_backward(g, x, weight, *SAME)[:2]
+        return kernels.conv2d(x, weight, None, (9, 9), *SAME), *kernels.conv2d_backward(g, x, weight, *SAME)[:2]
 
     rounded = [to_tf32(a).astype("f8") for a in (x, weight, g)]
     for actual, expected, exact in zip(run(cuda, x, weight, g), run(reference, *rounded), run(reference, x, weight, g)):
@@ -380,7 +399,7 @@ def to_tf32(a):
 @pytest.mark.parametrize("channels", [(8, 12), (36, 40), (64, 32), (4, 132)])
 def test_convolutions_as_the_networks_have_them(channels, kind, monkeypatch):
     """Channels and widths that divide by four: everything is read in Fours."""
-    monkeypatch.setattr(backend, "_tf32", kind == "tf32")
+    monkeypatch.setattr(device, "_tf32", kind == "tf32")
     rng, (c, o), dtype = np.random.default_rng(0), channels, kind.replace("tf32", "f4")
     tolerance = 5 * TOLERANCE[dtype]
 
@@ -393,13 +412,13 @@ def test_convolutions_as_the_networks_have_them(channels, kind, monkeypatch):
             np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max())
 
     x, weight = images(3, c, 8, 12), images(o, c, 3, 3)
-    y = reference.conv2d(x, weight, None, *SAME)
-    same([cuda.conv2d(x, weight, None, *SAME)], [y])
+    y = reference.conv2d(x, weight, None, (8, 12), *SAME)
+    same([cuda.conv2d(x, weight, None, (8, 12), *SAME)], [y])
     g = images(*y.shape)
     same(cuda.conv2d_backward(g, x, weight, *SAME), reference.conv2d_backward(g, x, weight, *SAME))
-    up, weight = ((2, 2), ((0, 0), (0, 0)), (0, 0), (1, 1), 1), images(c, o, 2, 2)
-    y = reference.conv_transpose2d(x, weight, None, *up)
-    same([cuda.conv_transpose2d(x, weight, None, *up)], [y])
+    up, weight = ((2, 2), (0, 0), (1, 1), 1), images(c, o, 2, 2)
+    y = reference.conv_transpose2d(x, weight, None, (16, 24), *up)
+    same([cuda.conv_transpose2d(x, weight, None, (16, 24), *up)], [y])
     g = images(*y.shape)
     same(cuda.conv_transpose2d_backward(g, x, weight, *up), reference.conv_transpose2d_backward(g, x, weight, *up))
 
@@ -436,10 +455,12 @@ def test_products(data):
     stack = tuple(d.int(0, 3) for _ in range(d.int(0, 3)))
     stacks = [tuple(d.pick(size, size, 1) for size in stack[d.pick(0, 0, len(stack)):]) for _ in range(2)]
     a, b = lying(d, (*stacks[0], n, k)), lying(d, (*stacks[1], k, m))
-    bias = d.pick(None, d.rng.standard_normal(2 * m).astype(d.dtype)[::2])
-    y = cuda.matmul(a, b, bias)
-    assert_close(y, reference.matmul(a, b, bias))
+    bias, scale = d.pick(None, d.rng.standard_normal(m).astype(d.dtype)), d.pick(1.0, -0.3)
+    y, expected = cuda.matmul(a, b), reference.matmul(a, b)
+    assert_close(y, expected)
     assert a.ndim > 2 or b.ndim > 2 or y.flags.c_contiguous
+    expected = (scale * expected + (0 if bias is None else bias)).astype(d.dtype)
+    assert_close(product(a, b, bias, scale), expected)
 
 
 @pytest.mark.parametrize("shapes", [((3,), (3,)), ((3,), (3, 5)), ((4, 3), (3,)), ((3,), (2, 3, 5)), ((2, 4, 3), (3,))])
@@ -450,46 +471,68 @@ def test_products_of_vectors(shapes):
 
 @SOME
 @given(st.data())
-def test_linear_backward(data):
+def test_linear(data):
     d = Draw(data)
     n, out, k = d.pick(0, 1, 20, 300, 1100), d.pick(1, 4, 33, 70), d.pick(0, 1, 4, 33, 140)
-    args = [d.array(*shape) for shape in ((n, out), (n, k), (out, k))]
-    args += d.pick((), (False,), (True, d.array(n, k)))
+    g, x, weight = (d.array(*shape) for shape in ((n, out), (n, k), (out, k)))
+    bias = d.pick(None, d.array(out))
+    assert_close(cuda.linear(x, weight, bias), reference.linear(x, weight, bias))
+    args = g, x, weight, *d.pick((), (True,), (False,))
     assert_close(cuda.linear_backward(*args), reference.linear_backward(*args))
-    assert_close(cuda.matmul(args[0].T, args[1]), args[0].T @ args[1])
+    assert_close(cuda.matmul(g.T, x), g.T @ x)
 
 
-def test_attention_copies_nothing(monkeypatch):
-    """The heads' products read them where they lie, and their results lie as the heads do."""
-    rng, fake = np.random.default_rng(0), types.SimpleNamespace(**vars(FAKE_CUPY))
+@SOME
+@given(st.data())
+def test_attention(data):
+    d = Draw(data)
+    queries, keys, e, v = d.pick(1, 5, 40), d.pick(1, 7, 33), d.pick(1, 8, 32), d.pick(1, 8, 33)
+    stack = tuple(d.int(1, 3) for _ in range(d.int(0, 2)))
+    stacks = [tuple(d.pick(size, size, 1) for size in stack[d.pick(0, 0, len(stack)):]) for _ in range(3)]
+    stacks[d.int(0, 1)] = stack
+    query, key, value = (lying(d, (*s, *shape)) for s, shape in zip(stacks, ((queries, e), (keys, e), (keys, v))))
+    mask = lying(d, (*d.pick((), stack), d.pick(1, queries), keys))
+    mask = d.pick(None, mask, (mask > 0) | (np.arange(keys) == 0))
+    dropout = d.pick(None, 2 * (d.rng.random((*stack, queries, keys)) < 0.5).astype(d.dtype))
+    scale = d.pick(1.0, 0.3)
+    y, weights = reference.attention(query, key, value, mask, dropout, scale)
+    assert_close(cuda.attention(query, key, value, mask, dropout, scale), (y, weights))
+    args = d.array(*y.shape), query, key, value, weights, dropout, scale
+    assert_close(cuda.attention_backward(*args), reference.attention_backward(*args))
+
+
+def test_attention_is_three_launches_and_five():
+    """The heads are read where they lie, and what comes out lies as they do."""
+    rng, launches = np.random.default_rng(0), []
+
+    class Counted(RawModule):
+        def get_function(self, name):
+            function = super().get_function(name)
+            return lambda *args, **options: launches.append(name) or function(*args, **options)
+
     query, key, value, g = (rng.standard_normal((2, 40, 3, 32)).transpose(0, 2, 1, 3) for _ in range(4))
-    del fake.ascontiguousarray
-    monkeypatch.setattr(backend, "_cupy", fake)
-
-    def product(a, b):
-        y = cuda.matmul(a, b)
-        assert_close(y, a @ b)
-        return y
-
-    weights = product(query, key.swapaxes(-1, -2))
-    assert weights.flags.c_contiguous and product(g, value.swapaxes(-1, -2)).flags.c_contiguous
-    for a, b in ((weights, value), (weights.swapaxes(-1, -2), g), (weights, key)):
-        assert product(a, b).transpose(0, 2, 1, 3).flags.c_contiguous
-    assert product(query.swapaxes(-1, -2), weights).transpose(0, 3, 1, 2).flags.c_contiguous
+    with in_the_place_of_cupy(types.SimpleNamespace(RawModule=Counted, empty=empty)):
+        y, weights = cuda.attention(query, key, value, None, None, 0.5)
+        assert len(launches) == 3
+        gradients = cuda.attention_backward(g, query, key, value, weights, None, 0.5)
+        assert len(launches) == 3 + 5
+    assert_close((y, weights), reference.attention(query, key, value, None, None, 0.5))
+    assert_close(gradients, reference.attention_backward(g, query, key, value, weights, None, 0.5))
+    assert weights.flags.c_contiguous
+    assert all(a.transpose(0, 2, 1, 3).flags.c_contiguous for a in (y, *gradients[:3]))
 
 
 def test_large_products_are_cublas_unless_captured(monkeypatch):
     capturing, asked = False, []
     stream = types.SimpleNamespace(is_capturing=lambda: capturing)
-    fake = types.SimpleNamespace(**vars(FAKE_CUPY), cuda=types.SimpleNamespace(get_current_stream=lambda: stream),
-                                 matmul=lambda a, b: asked.append(a.shape) or a @ b)
-    monkeypatch.setattr(backend, "_cupy", fake)
+    fake = types.SimpleNamespace(**vars(FAKE_CUPY), cuda=types.SimpleNamespace(get_current_stream=lambda: stream))
+    monkeypatch.setattr(device, "_cupy", fake)
     monkeypatch.setitem(cuda.matmul.__globals__, "LARGE", 1000)
-    monkeypatch.setitem(cuda.matmul.__globals__, "_set_tf32", lambda allowed: None)
+    monkeypatch.setitem(cuda.matmul.__globals__, "_cublas", lambda a, b: asked.append(a.shape) or a @ b)
     rng = np.random.default_rng(0)
     a, b, bias, stack = (rng.standard_normal(shape) for shape in ((10, 10), (10, 10), (10,), (2, 9, 5)))
     for capturing in (False, True):
-        assert_close(cuda.matmul(a, b, bias), a @ b + bias)
+        assert_close(product(a, b, bias, 0.5), 0.5 * a @ b + bias)
         assert_close(cuda.matmul(a[:9], b), a[:9] @ b)
         assert_close(cuda.matmul(stack, stack.swapaxes(1, 2)), stack @ stack.swapaxes(1, 2))
         assert_close(cuda.linear_backward(a, b, b), reference.linear_backward(a, b, b))
@@ -498,7 +541,7 @@ def test_large_products_are_cublas_unless_captured(monkeypatch):
 
 @pytest.mark.parametrize("transposed", range(4))
 def test_tf32_products(transposed, monkeypatch):
-    monkeypatch.setattr(backend, "_tf32", True)
+    monkeypatch.setattr(device, "_tf32", True)
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((2, 3, 70, 70)).astype("f4") for _ in range(2))
     a, b = a.swapaxes(-1, -2) if transposed % 2 else a, b.swapaxes(-1, -2) if transposed // 2 else b
@@ -510,81 +553,140 @@ def test_tf32_products(transposed, monkeypatch):
     assert np.abs(y[1] - a[1] @ b[1]).max() > 1e-5
 
 
-# ---- optimiser and sampler ------------------------------------------------------------------------------
+# ---- optimisers -----------------------------------------------------------------------------------------
 
 
-@SOME
+def on_gpu(x):
+    """Arrays of the stand-in over these arrays' memory."""
+    if isinstance(x, list):
+        return [*map(on_gpu, x)]
+    return standin_cupy.ndarray(_array=x) if isinstance(x, np.ndarray) else x
+
+
+def copied(x):
+    return [*map(copied, x)] if isinstance(x, list) else x.copy() if isinstance(x, np.ndarray) else x
+
+
+OPTIMISERS = {  # name: (lists of arrays, whether it has counts, numbers behind lr)
+    "sgd": ("wgv", [(0.9, 0.0), (0.0, 0.1)]),
+    "adam": ("wgmvk", [(0.8, 0.95, 1e-8, decay, decoupled) for decay in (0.0, 0.1) for decoupled in (False, True)]),
+    "ema": ("sw", [(0.9,), (0.1,)]), "clip_grad_norm": ("g", [(0.5,), (1e4,)])}
+
+
+def arguments(name, arrays, steps, lr, numbers):
+    """Those of the optimiser ``name``, with arrays(letter) for each of its lists."""
+    columns = [steps if letter == "k" else arrays(letter) for letter in OPTIMISERS[name][0]]
+    return [*columns, *{"ema": steps[:1], "clip_grad_norm": []}.get(name, [lr]), *numbers]
+
+
+def check_steps(name, args, new_gradients, tolerance=TOLERANCE):
+    """Three steps on the stand-in against three of the plain kernels, all arrays compared."""
+    mine, plain = args, copied(args)
+    with in_the_place_of_cupy(standin_cupy.module), standin_cupy.forbid_waiting():
+        for _ in range(3):
+            result, expected = getattr(cuda, name)(*on_gpu(mine)), getattr(reference, name)(*plain)
+            if name == "clip_grad_norm":
+                assert result.shape == () and result.dtype == mine[0][0].dtype
+                np.testing.assert_allclose(result._a, expected, rtol=1e-6)
+            for a, b in zip(mine, plain):
+                for a, b in zip(a, b) if isinstance(a, list) else [(a, b)] if isinstance(a, np.ndarray) else []:
+                    assert_close(a, b, tolerance=tolerance)
+            for a, b in zip(*(x[1 if name in ("sgd", "adam") else 0] for x in (mine, plain))):
+                a[...] = b[...] = new_gradients(a.shape)
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_adam_and_ema(data):
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_optimisers(name, data):
     d = Draw(data)
-    size, decoupled, decay, steps = d.pick(1, 255, 700), d.pick(True, False), d.pick(0.0, 0.1), d.int(1, 4)
-    kind = optim.AdamW if decoupled else optim.Adam
-    w = np.ascontiguousarray(d.array(size))
-    parameter = Parameter(w.copy())
-    expected = kind([parameter], lr=0.05, betas=(0.8, 0.95), weight_decay=decay)
-    m, v, average, expected_average = np.zeros_like(w), np.zeros_like(w), w.copy(), w.copy()
-    on_device = d.pick(True, False)
-    for step in range(1, steps + 1):
-        g = np.ascontiguousarray(d.array(size))
-        parameter.grad = g.copy()
-        expected.step()
-        changing, factor = [0.05, 1 - 0.8**step, 1 - 0.95**step], None
-        if on_device:
-            changing, factor, g = np.array(changing), np.array([0.5], w.dtype), 2 * g
-        cuda.adam(w, g, m, v, changing, 0.8, 0.95, 1e-8, decay, decoupled, factor)
-        assert_close(w, parameter.data)
-        expected_average += (1 - 0.9) * (w - expected_average)
-        cuda.ema(average, w, np.array([0.9]) if on_device else 0.9)
-        assert_close(average, expected_average)
+    shapes = [d.pick((), (0,), (7,), (300,), (5, 0, 2), (40, 60), (4, 3, 3, 3), (6, 1, 2, 2)) for _ in range(d.int(1, 4))]
+    layout = d.pick(None, "contiguous", "channels last", "reversed axes")
+
+    def arrays(letter):
+        values = [np.asarray(d.rng.standard_normal(shape), d.dtype) for shape in shapes]
+        values = [np.square(a, out=a) for a in values] if letter == "v" else values
+        return [laid_out(a, layout or d.pick(*LAYOUTS[:-1])) for a in values]
+
+    steps = [np.array(d.int(0, 9)) for _ in shapes]
+    args = arguments(name, arrays, steps, np.array(0.05), d.pick(*OPTIMISERS[name][1]))
+    check_steps(name, args, d.rng.standard_normal)
 
 
-@SOME
-@given(st.data())
-def test_clip_norm(data):
-    d = Draw(data)
-    g = np.ascontiguousarray(d.array(d.pick(1, 300, 9000)))
-    norm, limit = np.linalg.norm(g.astype("f8")), d.pick(0.5, 1e4)
-    clipped = g.copy()
-    result = cuda.clip_norm(clipped, limit)
-    assert_close(result[:1], np.array([norm], g.dtype))
-    assert_close(clipped, (g * min(1, limit / (norm + 1e-6))).astype(g.dtype))
-    np.testing.assert_array_equal(result, cuda.clip_norm(g, limit, scale=False))
-
-
-def test_gather():
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_optimisers_of_more_arrays_than_a_table_holds(name):
+    """Of both dtypes, one of them shared by several blocks."""
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(n).astype("f4") for n in rng.integers(0, 600, 130)]
-    out = empty(sum(a.size for a in arrays), "f4")
-    places = [types.SimpleNamespace(data=types.SimpleNamespace(ptr=a.ctypes.data), size=a.size) for a in arrays]
-    cuda.gather(places, out)
-    np.testing.assert_array_equal(out, np.concatenate(arrays))
+    sizes = [700, *rng.integers(0, 6, 259)]
+
+    def arrays(letter):
+        return [abs(rng.standard_normal(n)).astype("f8" if i in (0, 3) else "f4") for i, n in enumerate(sizes)]
+
+    args = arguments(name, arrays, [np.array(i) for i in range(260)], np.array(0.05), OPTIMISERS[name][1][0])
+    check_steps(name, args, rng.standard_normal, {"f4": 2e-5, "f8": 1e-7})  # the plain norm of float32 is a float32
 
 
-@SOME
-@given(st.data())
-def test_sampler_step(data):
-    d = Draw(data)
-    kind, clip = d.pick("epsilon", "sample", "v_prediction"), d.pick(True, False)
-    x, z = d.array(2, 3, 4, 5), d.array(2, 3, 4, 5)
-    guidance = d.pick(None, 0.0, 2.5)
-    output = d.array(2 if guidance is None else 4, 3, 4, 5)
-    mixed = output if guidance is None else output[2:] + guidance * (output[:2] - output[2:])
-    ddim = d.pick(True, False)
-    options = {"prediction_type": kind, "clip_sample": clip}
-    scheduler = DDIMScheduler(eta=0.5, **options) if ddim else DDPMScheduler(**options)
-    scheduler.set_timesteps(20)
-    t = int(scheduler.timesteps[7])
-    alpha_bar, before = (scheduler.alphas_cumprod[i] for i in (t, scheduler.previous_timestep(t)))
-    beta, shrink = 1 - alpha_bar / before, (1 - before) / (1 - alpha_bar)
-    limit, guided = 1.0 if clip else np.inf, 1.0 if guidance is None else guidance
-    if ddim:
-        variance, clipped = 0.25 * shrink * beta, d.pick(True, False)
-        expected = scheduler.step(mixed, t, x, noise=z, use_clipped_model_output=clipped)
-        numbers = cuda.coefficients(kind, alpha_bar, np.sqrt(before), 0, np.sqrt(1 - before - variance),
-                                    np.sqrt(variance), limit, clipped, guided)
-    else:
-        expected = scheduler.step(mixed, t, x, noise=z)
-        numbers = cuda.coefficients(kind, alpha_bar, np.sqrt(before) * beta / (1 - alpha_bar),
-                                    np.sqrt(1 - beta) * shrink, 0, np.sqrt(shrink * beta), limit, guidance=guided)
-    actual = cuda.sampler_step(x, output, z, numbers)
-    assert_close(actual, tuple(expected), images=[0, 1])
+def test_optimisers_leave_gaps_as_they_are():
+    memory = np.arange(12.0)
+    with in_the_place_of_cupy(standin_cupy.module):
+        cuda.clip_grad_norm([on_gpu(memory)[::2].reshape(3, 2)], 1.0)
+    np.testing.assert_array_equal(memory[1::2], np.arange(1.0, 12, 2))
+    np.testing.assert_allclose(np.linalg.norm(memory[::2]), 1)
+
+
+class Step:
+    """An optimiser's step on the stand-in: of as many parameters as the UNet for MNIST has."""
+
+    def __init__(self):
+        rng, xp = np.random.default_rng(0), standin_cupy.module
+        self.params, self.grads, self.ms, self.averages = (
+            [xp.asarray(rng.standard_normal(1 + i % 50)) for i in range(103)] for _ in range(4))
+        self.vs = [xp.zeros_like(a) for a in self.params]
+        self.steps, self.updates = [xp.zeros((), np.int64) for _ in range(103)], xp.zeros((), np.int64)
+        self.lr = xp.asarray(np.array(0.01))
+
+    def __call__(self):
+        norm = cuda.clip_grad_norm(self.grads, 1.0)
+        cuda.adam(self.params, self.grads, self.ms, self.vs, self.steps, self.lr, 0.9, 0.99, 1e-8, 0.1, True)
+        cuda.ema(self.averages, self.params, self.updates, 0.9)
+        self.grads[7] += norm
+        return norm
+
+    def values(self):
+        return np.concatenate([a._a for a in (*self.params, *self.grads, *self.ms, *self.vs, *self.averages)])
+
+
+def test_optimisers_are_few_launches_and_can_be_captured():
+    xp = standin_cupy.module
+    with in_the_place_of_cupy(xp), standin_cupy.forbid_waiting():
+        eager, step, expected = Step(), Step(), []
+        copies = standin_cupy.counts["copies"]
+        for _ in range(4):
+            launches = standin_cupy.counts["launches"]
+            eager()
+            assert standin_cupy.counts["launches"] == launches + 3 + 3 + 1  # and CuPy counts the updates
+            expected.append(eager.values())
+        before, pool, stream = step.values(), xp.cuda.MemoryPool(), xp.cuda.Stream(non_blocking=True)
+        with stream, xp.cuda.using_allocator(pool.malloc):
+            stream.begin_capture()
+            step()
+            graph = stream.end_capture()
+        np.testing.assert_array_equal(step.values(), before)
+        for values in expected:
+            graph.launch()
+            np.testing.assert_array_equal(step.values(), values)
+        assert standin_cupy.counts["copies"] == copies
+        step.params[50] = None
+        gc.collect()
+        with pytest.raises(RuntimeError, match="freed"):
+            graph.launch()
+
+
+def test_the_stand_in_knows_whose_memory_tables_point_to():
+    xp = standin_cupy.module
+    with in_the_place_of_cupy(xp):
+        average, w = xp.asarray(np.ones(3)), xp.asarray(np.zeros(3))
+        gone = types.SimpleNamespace(data=average.data, size=3, dtype=average.dtype, flags=average.flags)
+        del average
+        with pytest.raises(RuntimeError, match="freed"):
+            cuda.ema([gone], [w], xp.zeros((), np.int64), 0.9)

@@ -28,7 +28,7 @@ def tamper(patch, op, wrong):
         y = right(*args, **options)
         if y.node and y.node.name == op:
             backward = y.node.backward
-            y.node.backward = lambda g, *onto: wrong(g, backward(g, *onto), args)
+            y.node.backward = lambda g: wrong(g, backward(g), args)
         return y
 
     patch.setattr(F, op, tampered)
@@ -71,8 +71,8 @@ def change_settings(patch, kernel, change):
 @planted("conv2d")
 def off_by_one_padding(patch):
     def change(g, x, w, stride, padding, *rest):
-        (top, bottom), sides = padding
-        return (g, x, w, stride, ((top + 1, bottom - 1), sides), *rest)
+        top, left = padding
+        return (g, x, w, stride, (top + 1, left), *rest)
 
     change_settings(patch, "conv2d_backward", change)
 
@@ -100,8 +100,8 @@ def flipped_taps(patch):
 def groups_out_of_order(patch):
     right = kernels.conv2d_backward
 
-    def wrong(g, x, w, stride, padding, dilation, groups, *needs):
-        dx, dw, db = right(g, x, w, stride, padding, dilation, groups, *needs)
+    def wrong(g, x, w, stride, padding, dilation, groups, needs):
+        dx, dw, db = right(g, x, w, stride, padding, dilation, groups, needs)
         return dx, None if dw is None else np.roll(dw, len(dw) // groups, axis=0), db
 
     patch.setattr(kernels, "conv2d_backward", wrong)
@@ -193,7 +193,7 @@ def winner_and_loser_alike(patch):
 @planted("layer_norm")
 def bias_averaged(patch):
     def wrong(g, grads, args):
-        return (*grads[:-1], grads[-1] / len(args[0])) if len(args) > 3 and args[3] is not None else grads
+        return *grads[:-1], grads[-1] / len(args[0])
 
     tamper(patch, "layer_norm", wrong)
 

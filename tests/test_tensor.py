@@ -55,6 +55,13 @@ def test_a_used_twice_gets_both_gradients():
     assert np.allclose(x.grad, (2 * x.data + 3) * y.data)
 
 
+def test_a_number_used_many_times():
+    x = leaf()
+    y = x * 1.0
+    (y * 2 + y * 3 + y * 5 + y * 7).backward()
+    assert isinstance(x.grad, np.ndarray) and x.grad == 17
+
+
 def test_gradients_add_up_over_backwards_and_do_not_alias():
     x, y = leaf(4), leaf(4, seed=1)
     g = np.ones(4)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +61,18 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path):
     for name in set(a) - {"log"}:
         assert np.array_equal(a[name], b[name]), name
     assert meta_a["generator"] == meta_b["generator"] and meta_a["step"] == meta_b["step"] == 7
+
+
+def test_a_checkpoint_of_version_0_1_goes_on(tmp_path):
+    """Stopped by version 0.1 after 3 of 7 steps of this training, with the averaged weights that it ended with."""
+    old = Path(__file__).parent / "version_0_1"
+    shutil.copy(old / "checkpoint.safetensors", tmp_path)
+    run = training()
+    run.fit(loss_of(run), tmp_path, resume=True)
+    assert run.step == 7 and run.optimizer.steps.tolist() == [7] * len(run.optimizer.parameters)
+    for name, a in load_model(old / "model.safetensors").state_dict().items():
+        if not name.startswith("convs.") or name.endswith("weight"):  # the biases' gradients are nothing but rounding
+            np.testing.assert_allclose(run.ema.weights[name], a, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_falls_and_every_epoch_visits_every_example(tmp_path):

@@ -4,7 +4,7 @@ import operator
 
 import numpy as np
 
-from ..backend import array_module, device_of
+from ..device import array_module, device_of
 
 __all__ = ["check_like", "check_sample", "check_timesteps"]
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import default_generator, to_device
+from ..device import to_device
+from ..random import default_generator, standard_normal
 from .sampling import check_labels, evaluating, predict
-from .schedulers import draw_noise
 
 __all__ = ["VariationalBound", "discretised_gaussian_nll", "gaussian_kl", "variational_bound"]
 
@@ -87,7 +87,7 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
 
 def term(model, scheduler, x0, t, labels, generator):
     """(N,) nats: the decoder's term where t is 0 (for all of them or none), else that of the step from t to t − 1."""
-    x = scheduler.add_noise(x0, draw_noise(x0.shape, x0.dtype, generator), t)
+    x = scheduler.add_noise(x0, standard_normal(x0.shape, x0.dtype, generator), t)
     output = predict(model, to_device(x, getattr(model, "device", "cpu")), t, labels, 1.0)
     guess = scheduler.predict_original_sample(to_device(output, "cpu"), t, x).astype(np.float64)
     s = np.maximum(t, 1).reshape(-1, 1, 1, 1)  # the step from 0 borrows the variance of that from 1

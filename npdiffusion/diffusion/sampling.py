@@ -12,13 +12,14 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from ..backend import array_module, beside, device_of, to_device
-from ..models import pretrained
+from ..cuda_graph import replayed
+from ..device import array_module, device_of, to_device
+from ..random import standard_normal
 from ..tensor import Tensor, no_grad
 from .checks import check_sample, check_timesteps
-from .schedulers import DDIMScheduler, DDPMScheduler, draw_noise, trailing_timesteps
+from .schedulers import DDIMScheduler, DDPMScheduler, trailing_timesteps
 
-__all__ = ["denoise", "generate"]
+__all__ = ["check_labels", "denoise", "evaluating", "generate", "predict"]
 
 
 def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_inference_steps=None, *,
@@ -26,8 +27,9 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     """Draw pictures: x_T ~ N(0, I), then ``scheduler.step`` down to x_0 (Ho et al. 2020, algorithm 2).
 
     Args:
-        model: called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU
-            ``npdiffusion.captured(model)`` replays its passes as a CUDA graph; keep it for later calls.
+        model: called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU the passes
+            of ``npdiffusion.captured(model)``, with the scheduler's steps, are replayed as a CUDA graph; keep it for
+            later calls.
         scheduler: a DDPMScheduler or DDIMScheduler.
         shape: (N, C, H, W).
         labels: one class for all, (N,) classes in 0 … model.num_classes - 1, or None: no condition.
@@ -44,20 +46,22 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     x_0 as the last step left it (within ±clip_sample_range if the scheduler clips and adds no noise at the end).
     """
     check_shape(shape)
-    scheduler = copy.copy(scheduler)  # the caller's keeps its timesteps
-    if num_inference_steps is not None:
-        scheduler.set_timesteps(num_inference_steps)
-    x = draw_noise(tuple(shape), dtype, generator, getattr(model, "device", "cpu"))
+    x = standard_normal(tuple(shape), dtype, generator, getattr(model, "device", "cpu"))
     labels = check_labels(labels, model, x, guidance_scale)
-    return reverse(model, scheduler, x, labels, guidance_scale, generator, progress).prev_sample
+    walk = copy.copy(scheduler)  # the caller's keeps its timesteps
+    if num_inference_steps is not None:
+        walk.set_timesteps(num_inference_steps)
+    steps = np.array([(t, walk.previous_timestep(t)) for t in walk.timesteps.tolist()])
+    steps = np.broadcast_to(steps[:, :, None], (*steps.shape, len(x)))
+    return reverse(model, scheduler, x, steps, labels, guidance_scale, generator, progress)[0]
 
 
 def on_the_models_device(denoise):
     """``denoise`` for pictures on any device: they are moved to the model's, and the result back."""
     @functools.wraps(denoise)
     def moved(model, scheduler, noisy, *args, **options):
-        return beside(denoise(model, scheduler, to_device(noisy, getattr(model, "device", "cpu")), *args, **options),
-                      noisy)
+        x0 = denoise(model, scheduler, to_device(noisy, getattr(model, "device", "cpu")), *args, **options)
+        return to_device(x0, noisy)
     return moved
 
 
@@ -72,8 +76,8 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
     t                       ``noisy`` is x_t as ``add_noise`` makes it: √ᾱ_t x_0 + √(1 - ᾱ_t) ε
     sigma                   ``noisy`` is x_0 + σ ε, as a camera sees it; x_t = √ᾱ_t noisy, where
                             σ² = (1 - ᾱ_t)/ᾱ_t (``scheduler.sigma_to_t``)
-    neither                 ``noisy`` is x_t, and ``noise_level`` estimates t for each picture. If you
-                            have x_0 + σ ε and don't know σ, give ``sigma=noise_level.sigma(noisy)``
+    noise_level             ``noisy`` is x_t, and this network estimates t for each picture. If you have
+                            x_0 + σ ε and don't know σ, give ``sigma=noise_level.sigma(noisy)``
     ======================= ============================================================================
 
     ========== ======================================== =====================================================
@@ -94,7 +98,7 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         t: noise level 0 … T - 1, or (N,) integers.
         num_inference_steps: evenly spaced levels from t down; None for the number in the table.
         sigma: standard deviation of the noise in units of x_0, or (N,) of them.
-        noise_level: a ``NoiseLevelNet``; None takes pretrained("mnist-noise-level") for 1×32×32 pictures.
+        noise_level: a ``NoiseLevelNet`` trained on such pictures, as pretrained("mnist-noise-level") is on digits.
 
     Returns the estimate, an array like ``noisy`` and on its device, on the scale of x_0, clipped to [-1, 1].
     """
@@ -112,74 +116,73 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         if method == "one-shot":
             x0 = scheduler.predict_original_sample(predict(model, x, t, labels, guidance_scale), t, x)
         else:
-            kind, steps = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, scheduler.num_train_timesteps)
-            x0 = reverse_from(t, model, kind.from_config(scheduler.config), num_inference_steps or steps, x, labels,
-                              guidance_scale, generator, progress)
+            kind, most = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, scheduler.num_train_timesteps)
+            levels = np.broadcast_to(t if isinstance(t, int) else to_device(t, "cpu"), len(x))
+            order = np.argsort(-levels, kind="stable")
+            there, back = to_device(order, x), to_device(np.argsort(order), x)
+            steps = steps_down(levels[order], num_inference_steps or most)
+            # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
+            x0 = reverse(model, kind.from_config(scheduler.config), x[there], steps,
+                         None if labels is None else labels[there], guidance_scale, generator, progress)[1][back]
     return x0.clip(-1.0, 1.0)
 
 
 def at_level(scheduler, noisy, t, sigma, noise_level):
     """x_t and t (an int or (N,) integers) from what ``denoise`` was told of the noise."""
-    if t is not None and sigma is not None:
-        raise ValueError("expected either t (for pictures on the scheduler's scale) or sigma (on their own), got both")
+    if sum(known is not None for known in (t, sigma, noise_level)) != 1:
+        raise ValueError("expected one of t= (for pictures on the scheduler's scale), sigma= (on their own), or "
+                         "noise_level=, a NoiseLevelNet that estimates the level: pretrained('mnist-noise-level') for "
+                         "digits")
     if t is not None:
         return noisy, check_timesteps(t, len(noisy), scheduler.num_train_timesteps)
-    if sigma is not None:
-        if np.shape(sigma) not in ((), (len(noisy),)):
-            raise ValueError(f"sigma: expected a number or {len(noisy)}, one for each picture, "
-                             f"got shape {np.shape(sigma)}")
-        t = scheduler.sigma_to_t(sigma)
-        return scheduler._rates(t, noisy)[0] * noisy, t
-    if noise_level is None:
-        if noisy.shape[1:] != (1, 32, 32):
-            raise ValueError(f"the level of the noise is needed: t=, sigma=, or noise_level=, a NoiseLevelNet trained "
-                             f"on such pictures (the one in the package knows 1×32×32, got {noisy.shape[1:]})")
-        noise_level = pretrained("mnist-noise-level").to(device_of(noisy))
-    return noisy, noise_level.timesteps(noisy, scheduler)
+    if noise_level is not None:
+        return noisy, noise_level.timesteps(noisy, scheduler)
+    if np.shape(sigma) not in ((), (len(noisy),)):
+        raise ValueError(f"sigma: expected a number or {len(noisy)}, one for each picture, "
+                         f"got shape {np.shape(sigma)}")
+    t = scheduler.sigma_to_t(sigma)
+    shrink = np.sqrt(scheduler.alphas_cumprod[t]).reshape(-1, 1, 1, 1).astype(noisy.dtype)  # x_t = √ᾱ_t (x_0 + σ ε)
+    return to_device(shrink, noisy) * noisy, t
 
 
-def reverse_from(t, model, stepper, steps, x, labels, guidance_scale, generator, progress):
-    """The estimates of x_0 after at most ``steps`` steps down from t (an int or (N,) integers).
+def steps_down(levels, most):
+    """The levels that pictures visit on their way down from ``levels`` (N,), in at most so many steps.
 
-    All pictures end together, and those with fewer levels to visit join later, so that every pass of the model is one
-    batch of all that are under way, and different levels cost no more than the highest one.
+    Returns (K, 2, N) integers: where each of K passes begins and ends for each picture. All end together at x_0, level
+    -1; those with fewer levels to visit wait at theirs at first, so that different levels cost no more than the
+    highest one.
     """
-    levels = [t] * len(x) if isinstance(t, int) else t.tolist()
-    paths = {level: [*trailing_timesteps(level + 1, min(steps, level + 1)).tolist(), -1] for level in set(levels)}
+    paths = {t: [*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in set(levels.tolist())}
+    longest = max(map(len, paths.values()))
+    visited = np.array([[t] * (longest - len(paths[t])) + paths[t] for t in levels.tolist()]).T
+    return np.stack([visited[:-1], visited[1:]], 1)
+
+
+def reverse(model, scheduler, x, steps, labels, guidance_scale, generator, progress):
+    """The reverse process: Ho et al. 2020, algorithm 2, lines 2 to 5, with the step of either scheduler.
+
+    x: (N, C, H, W). steps: (K, 2, N) integers on the CPU: pass k takes picture n from level steps[k, 0, n] down to
+    steps[k, 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step.
+    """
     x, x0 = x.copy(), x.copy()
-    for left in tqdm(range(max(map(len, paths.values())), 1, -1), disable=not progress):
-        groups = {}  # (t, next t): the pictures that take this step
-        for i, level in enumerate(levels):
-            if len(paths[level]) >= left:
-                groups.setdefault(tuple(paths[level][-left:][:2]), []).append(i)
-        active = beside(np.array(sum(groups.values(), [])), x)
-        t = np.repeat([t for t, _ in groups], [len(pictures) for pictures in groups.values()])
-        output = predict(model, x[active], t, None if labels is None else labels[active], guidance_scale)
-        for (t, after), pictures in groups.items():
-            stepper.set_timesteps(timesteps=[t, after] if after >= 0 else [t])
-            own, active = active[:len(pictures)], active[len(pictures):]
-            # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
-            x[own], x0[own] = step(stepper, output[:len(pictures)], t, x[own], generator)
-            output = output[len(pictures):]
-    return x0
-
-
-def reverse(model, scheduler, x, labels, guidance_scale, generator, progress):
-    """Step x down through ``scheduler.timesteps``; returns the last SchedulerOutput."""
-    timesteps = scheduler.timesteps.tolist()
-    if progress:
-        timesteps = tqdm(timesteps)
+    t, alpha_bars = to_device(np.ascontiguousarray(steps[:, 0]), x), to_device(scheduler.alpha_bars_at(steps), x)
     with evaluating(model):
-        for t in timesteps:
-            out = step(scheduler, predict(model, x, t, labels, guidance_scale), t, x, generator)
-            x = out.prev_sample
-    return out
+        for k in tqdm(range(len(steps)), disable=not progress):
+            n = np.count_nonzero(steps[k, 0] != steps[k, 1])
+            z = None  # none is added in the step from t = 0
+            if scheduler.stochastic and steps[k, 0].any():
+                z = standard_normal(x[:n].shape, x.dtype, generator, device_of(x))
+            label = None if labels is None else labels[:n]
+            x[:n], x0[:n] = replayed(model, one_step, scheduler, guidance_scale, x[:n], t[k, :n], *alpha_bars[k, :, :n],
+                                     label, z)
+    return x, x0
 
 
-def step(scheduler, output, t, x, generator):
-    """One step of either scheduler; DDIM's with the clipped x_0 (see there)."""
-    options = {"use_clipped_model_output": True} if isinstance(scheduler, DDIMScheduler) else {}
-    return scheduler.step(output, t, x, generator=generator, **options)
+def one_step(model, scheduler, guidance_scale, x, t, alpha_bar, alpha_bar_prev, labels, noise):
+    """x_t -> x_{t-1} and x_0, for pictures at levels t (N,): the network, then the scheduler's formula."""
+    shape = len(x), 1, 1, 1
+    epsilon = predict(model, x, t, labels, guidance_scale)
+    return scheduler.reverse_step(epsilon, x, alpha_bar.reshape(shape), alpha_bar_prev.reshape(shape), noise)
 
 
 def predict(model, x, t, labels, guidance_scale):
@@ -188,7 +191,7 @@ def predict(model, x, t, labels, guidance_scale):
     Guidance needs the model with and without labels: both halves go through it as one batch of 2 N.
     """
     xp, n = array_module(x), len(x)
-    t = xp.full(n, t, dtype=np.int64) if isinstance(t, int) else beside(t, x)
+    t = xp.full(n, t, dtype=np.int64) if isinstance(t, int) else to_device(t, x)
     with no_grad():
         if labels is None or guidance_scale == 1:
             return model(Tensor(x), t, labels).data
@@ -217,7 +220,7 @@ def check_shape(shape):
 
 
 def check_labels(labels, model, x, guidance_scale):
-    """``labels`` as N integers beside x, or None; raise unless they and guidance_scale make sense."""
+    """``labels`` as N integers on x's device, or None; raise unless they and guidance_scale make sense."""
     if not 0 <= guidance_scale < math.inf:
         raise ValueError(f"guidance_scale: expected a finite number >= 0, got {guidance_scale}")
     if labels is None:
@@ -231,4 +234,4 @@ def check_labels(labels, model, x, guidance_scale):
     if labels.min() < 0 or labels.max() >= model.num_classes:
         raise ValueError(f"labels: expected 0 to {model.num_classes - 1}, got {labels}; "
                          f"for pictures without a class pass labels=None")
-    return array_module(x).broadcast_to(beside(labels.astype(np.int64, copy=False), x), (len(x),))
+    return array_module(x).broadcast_to(to_device(labels.astype(np.int64, copy=False), x), (len(x),))

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import beside, default_generator, device_of, kernels, to_device
+from ..device import device_of, to_device
+from ..random import standard_normal
 from .checks import check_like, check_timesteps
 
-__all__ = ["DDIMScheduler", "DDPMScheduler", "SchedulerOutput"]
+__all__ = ["DDIMScheduler", "DDPMScheduler", "SchedulerOutput", "trailing_timesteps"]
 
 
 class SchedulerOutput(NamedTuple):
@@ -48,21 +49,9 @@ def trailing_timesteps(n_train, n):
     return np.round(np.arange(n_train, 0, -n_train / n)).astype(np.int64)[:n] - 1
 
 
-def draw_noise(shape, dtype, generator, device="cpu"):
-    """Standard normal noise on a device, from a generator; from the library's own of that device (see manual_seed) if
-    None. A generator of the CPU gives the same noise for all devices, drawn on the CPU and moved."""
-    generator = default_generator(device) if generator is None else generator
-    if not hasattr(generator, "standard_normal"):
-        raise TypeError(f"generator: expected np.random.default_rng(seed) or the like, got {generator!r}")
-    return to_device(generator.standard_normal(shape, dtype=dtype), device)
-
-
-def add_step_noise(mean, variance, generator, noise):
-    """mean + σ z, with z = ``noise`` if it is given."""
-    if noise is None:
-        noise = draw_noise(mean.shape, mean.dtype, generator, device_of(mean))
-    check_like(noise, "noise", mean)
-    return mean + math.sqrt(variance) * noise
+def cast(sample, *coefficients):
+    """Coefficients (float64 arrays of shape (N, 1, …), or numbers) as they may multiply the sample."""
+    return [c.astype(sample.dtype) if getattr(c, "ndim", 0) else float(c) for c in coefficients]
 
 
 @dataclass(eq=False)
@@ -102,7 +91,7 @@ class _Scheduler:
         self.final_alpha_cumprod = 1.0
         self.timesteps = np.arange(self.num_train_timesteps)[::-1].copy()
         self.num_inference_steps = None
-        self._alphas_cumprod_on, self._coefficients_on = {}, {}  # what steps on a GPU need there
+        self._alphas_cumprod_on = {}  # device -> the table there, for levels t that lie there
 
     def _check_choice(self, name, *choices):
         if getattr(self, name) not in choices:
@@ -168,28 +157,28 @@ class _Scheduler:
         t = np.searchsorted(borders, sigma)
         return int(t) if t.ndim == 0 else t
 
-    def _rates(self, t, sample):
-        """√ᾱ_t and √(1 - ᾱ_t): two floats for one t, two arrays of shape (N, 1, …) for t of shape (N,)."""
+    def _alpha_bar(self, t, sample):
+        """ᾱ_t: a float for one t, an array (N, 1, …) on the sample's device for t of shape (N,)."""
         t = check_timesteps(t, len(sample), self.num_train_timesteps)
         if isinstance(t, int):
-            alpha_bar = float(self.alphas_cumprod[t])
-            return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-        device = device_of(t)
-        if device not in self._alphas_cumprod_on:
-            self._alphas_cumprod_on[device] = to_device(self.alphas_cumprod, device)
-        alpha_bar = beside(self._alphas_cumprod_on[device][t].reshape((-1,) + (1,) * (sample.ndim - 1)), sample)
-        return (alpha_bar**0.5).astype(sample.dtype), ((1 - alpha_bar) ** 0.5).astype(sample.dtype)
+            return float(self.alphas_cumprod[t])
+        if device_of(t) not in self._alphas_cumprod_on:
+            self._alphas_cumprod_on[device_of(t)] = to_device(self.alphas_cumprod, t)
+        table = self._alphas_cumprod_on[device_of(t)]
+        return to_device(table[t].reshape((-1,) + (1,) * (sample.ndim - 1)), sample)
 
     def add_noise(self, original_samples, noise, timesteps):
         """x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε (Ho et al. 2020, eq. 4). ``timesteps``: an int or (N,) integers."""
         check_like(noise, "noise", original_samples)
-        a, b = self._rates(timesteps, original_samples)
+        alpha_bar = self._alpha_bar(timesteps, original_samples)
+        a, b = cast(noise, alpha_bar**0.5, (1 - alpha_bar)**0.5)
         return a * original_samples + b * noise
 
     def get_velocity(self, sample, noise, timesteps):
         """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans & Ho 2022): what a ``v_prediction`` model learns."""
         check_like(noise, "noise", sample)
-        a, b = self._rates(timesteps, sample)
+        alpha_bar = self._alpha_bar(timesteps, sample)
+        a, b = cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5)
         return a * noise - b * sample
 
     def predict_original_sample(self, model_output, timestep, sample):
@@ -199,7 +188,10 @@ class _Scheduler:
         (Salimans & Ho 2022); sample: the output itself. ``timestep``: an int or (N,) integers.
         """
         check_like(model_output, "model_output", sample)
-        a, b = self._rates(timestep, sample)
+        return self._x0(model_output, sample, self._alpha_bar(timestep, sample))
+
+    def _x0(self, model_output, sample, alpha_bar):
+        a, b = cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5)
         if self.prediction_type == "epsilon":
             x0 = (sample - b * model_output) / a
         elif self.prediction_type == "v_prediction":
@@ -211,35 +203,37 @@ class _Scheduler:
     def predict_epsilon(self, model_output, timestep, sample):
         """The model's estimate of ε at x_t = ``sample``, never clipped (Song et al. 2021, eq. 12)."""
         check_like(model_output, "model_output", sample)
-        a, b = self._rates(timestep, sample)
+        return self._epsilon(model_output, sample, self._alpha_bar(timestep, sample))
+
+    def _epsilon(self, model_output, sample, alpha_bar):
+        a, b = cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5)
         if self.prediction_type == "sample":
             return (sample - a * model_output) / b
         return a * model_output + b * sample if self.prediction_type == "v_prediction" else model_output
 
-    def _step_alpha_bars(self, timestep):
-        """ᾱ_t and ᾱ_{t-1} of one step, as floats."""
+    def step(self, model_output, timestep, sample, *, generator=None, noise=None, **options):
+        """One step x_t -> x_{t-1} from one level t for the whole batch, with t - 1 meaning ``previous_timestep``.
+
+        The formula is ``reverse_step``'s, to which ``options`` go. ``noise``: z, or None to draw it from ``generator``
+        (None: the library's); a scheduler that is not ``stochastic`` uses none, nor does a step from t = 0. Returns a
+        SchedulerOutput.
+        """
         if getattr(timestep, "ndim", 0):
             raise TypeError(f"step: expected one integer timestep for the whole batch, got {timestep!r}")
-        t = check_timesteps(timestep, 1, self.num_train_timesteps)
-        t_prev = self.previous_timestep(t)
-        alpha_bar_prev = float(self.alphas_cumprod[t_prev]) if t_prev >= 0 else self.final_alpha_cumprod
-        return float(self.alphas_cumprod[t]), alpha_bar_prev
-
-    def _fused_step(self, model_output, sample, alpha_bar, prev_x0, prev_x, prev_epsilon, variance, clipped_epsilon,
-                    generator, noise):
-        """x_{t-1} = prev_x0 x_0 + prev_x x_t + prev_epsilon ε + σ z by the GPU's kernel; variance None for no z."""
         check_like(model_output, "model_output", sample)
-        if noise is None and variance is not None:
-            noise = draw_noise(sample.shape, sample.dtype, generator, device_of(sample))
+        alpha_bar = self._alpha_bar(timestep, sample)
+        alpha_bar_prev = float(self.alpha_bars_at(self.previous_timestep(timestep)))
+        if not self.stochastic or timestep == 0:
+            noise = None
+        elif noise is None:
+            noise = standard_normal(sample.shape, sample.dtype, generator, device_of(sample))
         if noise is not None:
             check_like(noise, "noise", sample)
-        numbers = (self.prediction_type, alpha_bar, prev_x0, prev_x, prev_epsilon, math.sqrt(variance or 0.0),
-                   self.clip_sample_range if self.clip_sample else math.inf, clipped_epsilon)
-        key = device_of(sample), *numbers
-        if key not in self._coefficients_on:  # copied there once, so that no later pass copies anything
-            self._coefficients_on[key] = beside(kernels(sample).coefficients(*numbers), sample)
-        step = kernels(sample).sampler_step(sample, model_output, noise, self._coefficients_on[key])
-        return SchedulerOutput(*step)
+        return self.reverse_step(model_output, sample, alpha_bar, alpha_bar_prev, noise, **options)
+
+    def alpha_bars_at(self, levels):
+        """ᾱ of an array of levels on the CPU; a level below 0 is x_0, where a loop ends: ``final_alpha_cumprod``."""
+        return np.where(np.less(levels, 0), self.final_alpha_cumprod, self.alphas_cumprod[levels])
 
 
 @dataclass(eq=False)
@@ -259,30 +253,26 @@ class DDPMScheduler(_Scheduler):
         super().__post_init__()
         self._check_choice("variance_type", "fixed_small", "fixed_large")
 
-    def step(self, model_output, timestep, sample, *, generator=None, noise=None):
-        """One step x_t -> x_{t-1}, with t - 1 meaning the next of ``timesteps`` (Ho et al. 2020, eq. 7, 11):
+    stochastic = True
+
+    def reverse_step(self, model_output, sample, alpha_bar, alpha_bar_prev, noise=None):
+        """x_{t-1} from x_t = ``sample`` (Ho et al. 2020, eq. 7, 11):
 
         x_{t-1} = √ᾱ_{t-1} β_t / (1 - ᾱ_t) x_0 + √α_t (1 - ᾱ_{t-1}) / (1 - ᾱ_t) x_t + σ_t z
         σ_t² = β̃_t = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) β_t (fixed_small) or β_t (fixed_large)
 
-        with the model's x_0, α_t = ᾱ_t / ᾱ_{t-1} and β_t = 1 - α_t. At t = 0 no noise is added; as in
-        diffusers, the last step of a loop that ends above t = 0 still adds fixed_large's.
-        ``noise``: z, or None to draw it from ``generator``. Returns a SchedulerOutput.
+        with the model's x_0, α_t = ᾱ_t / ᾱ_{t-1} and β_t = 1 - α_t. The ᾱ are numbers or (N, 1, …), z is ``noise``;
+        None adds none. (As in diffusers, a loop that ends above t = 0 still adds fixed_large's in its last step.)
         """
-        alpha_bar, alpha_bar_prev = self._step_alpha_bars(timestep)
         alpha = alpha_bar / alpha_bar_prev
         beta = 1 - alpha
         shrink = (1 - alpha_bar_prev) / (1 - alpha_bar)
-        of_x0, of_x = math.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar), math.sqrt(alpha) * shrink
-        variance = None if timestep == 0 else shrink * beta if self.variance_type == "fixed_small" else beta
-        if device_of(sample) != "cpu":
-            return self._fused_step(model_output, sample, alpha_bar, of_x0, of_x, 0.0, variance, False, generator,
-                                    None if variance is None else noise)
-        x0 = self.predict_original_sample(model_output, timestep, sample)
-        prev = of_x0 * x0 + of_x * sample
-        if variance is not None:
-            prev = add_step_noise(prev, variance, generator, noise)
-        return SchedulerOutput(prev, x0)
+        variance = shrink * beta if self.variance_type == "fixed_small" else beta
+        of_x0, of_sample, sigma = cast(sample, alpha_bar_prev**0.5 * beta / (1 - alpha_bar), alpha**0.5 * shrink,
+                                       variance**0.5)
+        x0 = self._x0(model_output, sample, alpha_bar)
+        prev = of_x0 * x0 + of_sample * sample
+        return SchedulerOutput(prev if noise is None else prev + sigma * noise, x0)
 
 
 @dataclass(eq=False)
@@ -313,30 +303,31 @@ class DDIMScheduler(_Scheduler):
             return super().previous_timestep(t)
         return int(t) - self.num_train_timesteps // self.num_inference_steps
 
+    @property
+    def stochastic(self):
+        return self.eta > 0
+
     def step(self, model_output, timestep, sample, *, use_clipped_model_output=False, generator=None, noise=None):
-        """One step x_t -> x_{t-1}, with t - 1 meaning ``previous_timestep`` (Song et al. 2021, eq. 12, 16):
+        """As ``DDPMScheduler.step``; ``use_clipped_model_output``: see ``reverse_step`` (False as in diffusers)."""
+        return super().step(model_output, timestep, sample, generator=generator, noise=noise,
+                            use_clipped_model_output=use_clipped_model_output)
+
+    def reverse_step(self, model_output, sample, alpha_bar, alpha_bar_prev, noise=None, use_clipped_model_output=True):
+        """x_{t-1} from x_t = ``sample`` (Song et al. 2021, eq. 12, 16):
 
         x_{t-1} = √ᾱ_{t-1} x_0 + √(1 - ᾱ_{t-1} - σ_t²) ε + σ_t z
         σ_t = η √((1 - ᾱ_{t-1}) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_{t-1})
 
         with the model's x_0, clipped, and ε: as predicted, or, with ``use_clipped_model_output``, what the clipped
         x_0 leaves of the sample, (x_t - √ᾱ_t x_0) / √(1 - ᾱ_t). Without that, steps from nearly pure noise, where
-        almost every x_0 is clipped, drift off, and under guidance end in scribble. ``noise``: z, or None to draw it
-        from ``generator`` (with η = 0 none is used). Returns a SchedulerOutput.
+        almost every x_0 is clipped, drift off, and under guidance end in scribble. The ᾱ are numbers or (N, 1, …),
+        z is ``noise``; None adds none.
         """
-        alpha_bar, alpha_bar_prev = self._step_alpha_bars(timestep)
         variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
-        direction = math.sqrt(max(1 - alpha_bar_prev - variance, 0.0))  # rounding can leave -1e-17
-        if device_of(sample) != "cpu":
-            return self._fused_step(model_output, sample, alpha_bar, math.sqrt(alpha_bar_prev), 0.0, direction,
-                                    variance if self.eta > 0 else None, use_clipped_model_output, generator,
-                                    noise if self.eta > 0 else None)
-        x0 = self.predict_original_sample(model_output, timestep, sample)
-        if use_clipped_model_output:
-            epsilon = (sample - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar)
-        else:
-            epsilon = self.predict_epsilon(model_output, timestep, sample)
-        prev = math.sqrt(alpha_bar_prev) * x0 + direction * epsilon
-        if self.eta > 0:
-            prev = add_step_noise(prev, variance, generator, noise)
-        return SchedulerOutput(prev, x0)
+        rest = 1 - alpha_bar_prev - variance
+        a, b, a_prev, direction, sigma = cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5, alpha_bar_prev**0.5,
+                                              (rest * (rest > 0))**0.5, variance**0.5)  # rounding can leave -1e-17
+        x0 = self._x0(model_output, sample, alpha_bar)
+        epsilon = (sample - a * x0) / b if use_clipped_model_output else self._epsilon(model_output, sample, alpha_bar)
+        prev = a_prev * x0 + direction * epsilon
+        return SchedulerOutput(prev if noise is None else prev + sigma * noise, x0)

@@ -1,39 +1,50 @@
 """Ops on Tensors, with PyTorch's names, argument order, shapes (NCHW) and meaning.
 
 Each op is its equation, its forward and, right below, the closure that runs backward. Most are methods too:
-``x.exp()``, ``x + y``, ``x[0]``.
+``x.exp()``, ``x + y``, ``x[0]``; which ones is written at the end of this file.
 """
 
 from ..tensor import Tensor
-from . import activation, arithmetic, conv, loss, normalization, pooling, products, reduction, shape
-from .activation import *  # noqa: F401,F403
-from .arithmetic import *  # noqa: F401,F403
-from .arithmetic import compare
-from .conv import *  # noqa: F401,F403
-from .products import *  # noqa: F401,F403
-from .loss import *  # noqa: F401,F403
-from .normalization import *  # noqa: F401,F403
-from .pooling import *  # noqa: F401,F403
-from .reduction import *  # noqa: F401,F403
-from .shape import *  # noqa: F401,F403
+from .activation import dropout, gelu, log_softmax, relu, sigmoid, silu, softmax, softplus, tanh
+from .arithmetic import (
+    abs, add, clamp, div, eq, exp, ge, gt, le, log, lt, maximum, minimum, mul, ne, neg, pow, sqrt, sub, where,
+)
+from .conv import conv2d, conv_transpose2d
+from .conversion import cpu, cuda, double, float, to
+from .loss import binary_cross_entropy_with_logits, cross_entropy, l1_loss, mse_loss
+from .normalization import group_norm, group_norm_silu, layer_norm
+from .pooling import avg_pool2d, interpolate, max_pool2d
+from .products import embedding, linear, matmul, scaled_dot_product_attention
+from .reduction import max, mean, min, sum, var
+from .shape import cat, expand, flatten, getitem, pad, permute, reshape, squeeze, stack, transpose, unsqueeze
 
-_rooms = (activation, arithmetic, conv, loss, normalization, pooling, products, reduction, shape)
-__all__ = sorted(name for room in _rooms for name in room.__all__)
+__all__ = [
+    "abs", "add", "avg_pool2d", "binary_cross_entropy_with_logits", "cat", "clamp", "conv2d", "conv_transpose2d",
+    "cross_entropy", "div", "dropout", "embedding", "exp", "expand", "flatten", "gelu", "getitem", "group_norm",
+    "group_norm_silu", "interpolate", "l1_loss", "layer_norm", "linear", "log", "log_softmax", "matmul", "max",
+    "max_pool2d", "maximum", "mean", "min", "minimum", "mse_loss", "mul", "neg", "pad", "permute", "pow", "relu",
+    "reshape", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softplus", "sqrt", "squeeze", "stack",
+    "sub", "sum", "tanh", "transpose", "unsqueeze", "var", "where",
+]
 
-for _name in ("abs add clamp div exp expand flatten log matmul max mean min mul neg permute pow relu reshape sigmoid "
-              "softmax log_softmax silu sqrt squeeze sub sum tanh transpose unsqueeze var").split():
-    setattr(Tensor, _name, globals()[_name])
+Tensor.abs, Tensor.neg, Tensor.exp, Tensor.log, Tensor.sqrt = abs, neg, exp, log, sqrt
+Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.pow = add, sub, mul, div, pow
+Tensor.relu, Tensor.sigmoid, Tensor.silu, Tensor.tanh = relu, sigmoid, silu, tanh
+Tensor.softmax, Tensor.log_softmax, Tensor.clamp, Tensor.matmul = softmax, log_softmax, clamp, matmul
+Tensor.sum, Tensor.mean, Tensor.var, Tensor.max, Tensor.min = sum, mean, var, max, min
+Tensor.reshape = Tensor.view = reshape
+Tensor.flatten, Tensor.permute, Tensor.transpose, Tensor.expand = flatten, permute, transpose, expand
+Tensor.squeeze, Tensor.unsqueeze = squeeze, unsqueeze
+Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.float, Tensor.double = to, cpu, cuda, float, double
+Tensor.T = property(lambda self: permute(self, *range(self.ndim)[::-1]))
 
-Tensor.view = Tensor.reshape
-Tensor.T = property(lambda self: permute(self, *range(self.ndim)[::-1]))  # noqa: F405
-Tensor.__getitem__ = getitem  # noqa: F405
-Tensor.__neg__ = neg  # noqa: F405
-
-for _symbol, _op in (("add", add), ("sub", sub), ("mul", mul), ("truediv", div), ("pow", pow),  # noqa: F405
-                     ("matmul", matmul)):  # noqa: F405
-    setattr(Tensor, f"__{_symbol}__", _op)
-    setattr(Tensor, f"__r{_symbol}__", lambda self, other, op=_op: op(other, self))
-
-for _symbol, _comparison in (("eq", "equal"), ("ne", "not_equal"), ("lt", "less"), ("le", "less_equal"),
-                             ("gt", "greater"), ("ge", "greater_equal")):
-    setattr(Tensor, f"__{_symbol}__", lambda self, other, name=_comparison: compare(name, self, other))
+Tensor.__getitem__ = getitem
+Tensor.__neg__ = neg
+Tensor.__add__, Tensor.__radd__ = add, lambda self, other: add(other, self)
+Tensor.__sub__, Tensor.__rsub__ = sub, lambda self, other: sub(other, self)
+Tensor.__mul__, Tensor.__rmul__ = mul, lambda self, other: mul(other, self)
+Tensor.__truediv__, Tensor.__rtruediv__ = div, lambda self, other: div(other, self)
+Tensor.__pow__, Tensor.__rpow__ = pow, lambda self, other: pow(other, self)
+Tensor.__matmul__, Tensor.__rmatmul__ = matmul, lambda self, other: matmul(other, self)
+Tensor.__eq__, Tensor.__ne__ = eq, ne
+Tensor.__lt__, Tensor.__le__, Tensor.__gt__, Tensor.__ge__ = lt, le, gt, ge

@@ -1,11 +1,15 @@
-"""What ops share: turning arguments into arrays and pairs, and checking them."""
+"""What ops share: turning arguments into Tensors, arrays and pairs, and checking them. All checking is done here."""
+
+import functools
+import operator
 
 import numpy as np
 
 from ..tensor import Tensor
 
-__all__ = ["arrays", "as_tensor", "axes_of", "axis_of", "check_float", "check_image", "check_not_empty",
-           "check_tensor", "pair"]
+__all__ = ["array", "arrays", "as_tensor", "axes_of", "axis_of", "check_affine", "check_float", "check_image",
+           "check_not_empty", "check_probability", "check_tensor", "conv_geometry", "needs", "of_images", "pair",
+           "pool_geometry"]
 
 
 def as_tensor(x, like=None):
@@ -20,30 +24,36 @@ def as_tensor(x, like=None):
     return Tensor(x)
 
 
+def array(x):
+    """The Tensor's array, or None."""
+    return None if x is None else x.data
+
+
 def arrays(op, *tensors):
     """The Tensors' arrays, all on one device; TypeError if they are not.
 
     Beside Tensors on a GPU, one of the CPU with no axes and no gradient is a number, and comes as a NumPy scalar.
     """
-    devices = {x.device for x in tensors}
-    if len(devices) == 1:
+    if all([isinstance(x.data, np.ndarray) for x in tensors]):
         return [x.data for x in tensors]
     numbers = [x.device == "cpu" and not x.ndim and not x.requires_grad for x in tensors]
     _check_devices(op, [x for x, number in zip(tensors, numbers) if not number])
     return [x.data[()] if number else x.data for x, number in zip(tensors, numbers)]
 
 
-def _check_devices(op, tensors):
-    devices = [x.device for x in tensors]
-    if len(set(devices)) > 1:
-        raise TypeError(f"{op} got inputs on different devices: {', '.join(devices)}; bring them together with .to()")
+def needs(*tensors):
+    """Which of the Tensors (or None) want a gradient."""
+    return [x is not None and x.requires_grad for x in tensors]
+
+
+# ---- dims and pairs -------------------------------------------------------------------------------------
 
 
 def axes_of(dim, ndim):
     """``dim`` (None for all, an int or a sequence) as a tuple of axes from 0 to ndim − 1, each once."""
     dims = range(ndim) if dim is None else (dim,) if isinstance(dim, (int, np.integer)) else tuple(dim)
-    axes = tuple(d + ndim if d < 0 else d for d in dims)
-    if any(not 0 <= a < ndim for a in axes) or len(set(axes)) != len(axes):
+    axes = tuple([d + ndim if d < 0 else d for d in dims])
+    if any([not 0 <= a < ndim for a in axes]) or len(set(axes)) != len(axes):
         raise ValueError(f"dim {dim!r} does not name distinct axes of a Tensor with {ndim} axes")
     return axes
 
@@ -57,14 +67,17 @@ def axis_of(dim, ndim):
 
 def pair(value, name, least=1):
     """An int or a pair of ints, each at least ``least``, as a tuple of two."""
-    both = (value, value) if isinstance(value, (int, np.integer)) else value
     try:
-        a, b = both
-        if isinstance(a, (int, np.integer)) and isinstance(b, (int, np.integer)) and min(a, b) >= least:
-            return int(a), int(b)
-    except (TypeError, ValueError):  # not a pair
-        pass
-    raise ValueError(f"{name} must be an integer or a pair of integers, at least {least}; got {value!r}")
+        a, b = (value, value) if isinstance(value, (int, np.integer)) else value
+        a, b = operator.index(a), operator.index(b)
+    except (TypeError, ValueError):  # not a pair, or not integers
+        a = b = least - 1
+    if min(a, b) < least:
+        raise ValueError(f"{name} must be an integer or a pair of integers, at least {least}; got {value!r}")
+    return a, b
+
+
+# ---- Tensors --------------------------------------------------------------------------------------------
 
 
 def check_tensor(op, *inputs):
@@ -77,25 +90,138 @@ def check_tensor(op, *inputs):
 
 def check_float(op, **tensors):
     """TypeError unless all the Tensors (None is allowed) have one and the same floating dtype and device."""
-    given = {name: x for name, x in tensors.items() if x is not None}
-    for name, x in given.items():
-        if not isinstance(x, Tensor):
+    given = [x for x in tensors.values() if x is not None]
+    for name, x in tensors.items():
+        if x is not None and not isinstance(x, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
-    if len({x.dtype for x in given.values()}) != 1 or next(iter(given.values())).dtype.kind != "f":
-        dtypes = ", ".join(f"{name} {x.dtype}" for name, x in given.items())
+    dtype = given[0].data.dtype
+    if dtype.kind != "f" or any([x.data.dtype != dtype for x in given]):
+        dtypes = ", ".join(f"{name} {x.dtype}" for name, x in tensors.items() if x is not None)
         raise TypeError(f"{op} needs one floating-point dtype for all of its inputs, got {dtypes}")
-    _check_devices(op, given.values())
+    _check_devices(op, given)
 
 
-def check_image(op, input):
-    """ValueError unless input is (N, C, H, W) or (C, H, W); returns whether it has no batch axis."""
-    check_float(op, input=input)
-    if input.ndim not in (3, 4):
-        raise ValueError(f"{op} expects an input of shape (N, C, H, W) or (C, H, W), got {input.shape}")
-    return input.ndim == 3
+def _check_devices(op, tensors):
+    if not all([isinstance(x.data, np.ndarray) for x in tensors]) and len({x.device for x in tensors}) > 1:
+        devices = ", ".join(x.device for x in tensors)
+        raise TypeError(f"{op} got inputs on different devices: {devices}; bring them together with .to()")
 
 
 def check_not_empty(op, input):
     """ValueError if input has no elements."""
     if not input.data.size:
         raise ValueError(f"{op}: an input of shape {input.shape} has no elements")
+
+
+def check_affine(op, shape, **parameters):
+    """ValueError unless the Tensors (None is allowed) have this shape."""
+    for name, p in parameters.items():
+        if p is not None and p.shape != shape:
+            raise ValueError(f"{op} expects a {name} of shape {shape}, got {p.shape}")
+
+
+def check_probability(op, p):
+    """ValueError unless 0 ≤ p ≤ 1."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"{op} expects a probability 0 <= p <= 1, got {p!r}")
+
+
+# ---- images ---------------------------------------------------------------------------------------------
+
+
+def of_images(op):
+    """Make an op on images (N, C, H, W) one that also takes a single image (C, H, W)."""
+    @functools.wraps(op)
+    def of_one_or_many(input, *args, **options):
+        if isinstance(input, Tensor) and input.ndim == 3:
+            return op(input.unsqueeze(0), *args, **options).squeeze(0)
+        return op(input, *args, **options)
+
+    return of_one_or_many
+
+
+def check_image(op, input):
+    """ValueError unless input is (N, C, H, W), or was (C, H, W)."""
+    check_float(op, input=input)
+    if input.ndim != 4:
+        raise ValueError(f"{op} expects an input of shape (N, C, H, W) or (C, H, W), got {input.shape}")
+
+
+def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, output_padding=None):
+    """A convolution's arguments, checked and as the kernels take them; a transposed one's with ``output_padding``.
+
+    Returns the result's size, then stride, padding in front (top, left), dilation (pairs), and groups. With a kernel of
+    k taps that spans e = dilation·(k − 1) + 1 pixels,
+
+        size = ⌊(H + padding in front and behind − e)/stride⌋ + 1,
+        transposed: size = (H − 1)·stride − 2·padding + e + output_padding.
+
+    Raises ValueError for shapes that do not fit, TypeError for different dtypes.
+    """
+    transposed = output_padding is not None
+    check_float(op, input=input, weight=weight, bias=bias)
+    check_not_empty(op, input)
+    check_image(op, input)
+    if weight.ndim != 4:
+        shape = "(C_in, C_out/groups, kh, kw)" if transposed else "(C_out, C_in/groups, kh, kw)"
+        raise ValueError(f"{op} expects a weight of shape {shape}, got {weight.shape}")
+    first, second, *kernel = weight.shape
+    if not isinstance(groups, (int, np.integer)) or groups < 1 or first % groups:
+        raise ValueError(f"{op}: groups must be a positive integer that divides {first} channels, got {groups!r}")
+    channels, out_channels = (first, second * groups) if transposed else (second * groups, first)
+    if input.shape[1] != channels:
+        raise ValueError(f"{op} with weight {weight.shape} and groups={groups} expects {channels} input channels, "
+                         f"got input {input.shape}")
+    check_affine(op, (out_channels,), bias=bias)
+    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    span = [d * (k - 1) + 1 for d, k in zip(dilation, kernel)]
+    sides = input.shape[2:]
+    if transposed:
+        front, extra = pair(padding, "padding", least=0), pair(output_padding, "output_padding", least=0)
+        if any([e >= max(s, d) for e, s, d in zip(extra, stride, dilation)]):
+            raise ValueError(f"output_padding must be smaller than stride or dilation, got {extra} with stride "
+                             f"{stride} and dilation {dilation}")
+        size = tuple([(n - 1) * s - 2 * p + e + x for n, s, p, e, x in zip(sides, stride, front, span, extra)])
+    else:
+        front, behind = _padding(padding, stride, span)
+        size = tuple([(n + p + q - e) // s + 1 for n, p, q, e, s in zip(sides, front, behind, span, stride)])
+    if min(size) < 1:
+        reason = "leaves no output" if transposed else f"makes it smaller than the kernel {tuple(kernel)}"
+        raise ValueError(f"{op}: padding {padding!r} of an input {input.shape} {reason} with dilation {dilation}")
+    return size, stride, front, dilation, groups
+
+
+def _padding(padding, stride, span):
+    """Padding in front and behind, for kernels that span so many pixels; "same" has its odd pixel behind."""
+    if not isinstance(padding, str):
+        return 2 * (pair(padding, "padding", least=0),)
+    if padding not in ("same", "valid"):
+        raise ValueError(f"padding must be an integer, a pair, 'same' or 'valid', got {padding!r}")
+    if padding == "same" and stride != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1, got {stride}")
+    total = [e - 1 if padding == "same" else 0 for e in span]
+    front = tuple([t // 2 for t in total])
+    return front, tuple([t - f for t, f in zip(total, front)])
+
+
+def pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode):
+    """A pooling's arguments, checked: the result's size, then kernel, stride, padding in front and dilation (pairs).
+
+    size = ⌊(H + 2·padding − dilation·(k − 1) − 1)/stride⌋ + 1, with ``ceil_mode`` ⌈ ⌉, but every window must start
+    inside the input or the padding in front of it.
+    """
+    check_image(op, input)
+    kernel = pair(kernel_size, "kernel_size")
+    stride = kernel if stride is None else pair(stride, "stride")
+    padding, dilation = pair(padding, "padding", least=0), pair(dilation, "dilation")
+    if any([2 * p > k for p, k in zip(padding, kernel)]):
+        raise ValueError(f"{op} expects padding of at most half the kernel size {kernel}, got {padding}")
+    size = []
+    for n, k, s, p, d in zip(input.shape[2:], kernel, stride, padding, dilation):
+        room = n + 2 * p - d * (k - 1) - 1
+        steps = -(-room // s) if ceil_mode else room // s
+        size.append(steps if ceil_mode and steps * s >= n + p else steps + 1)
+    if min(size) < 1:
+        raise ValueError(f"{op}: an input of shape {input.shape} with padding {padding} is smaller than "
+                         f"the kernel {kernel} with dilation {dilation}")
+    return tuple(size), kernel, stride, padding, dilation

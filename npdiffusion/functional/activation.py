@@ -2,9 +2,11 @@
 
 import math
 
-from ..backend import array_module, beside, default_generator, kernels
+from ..device import array_module, device_of, to_device
+from ..kernels import kernels
+from ..random import default_generator
 from ..tensor import record
-from ._arguments import axis_of, check_float
+from ._arguments import axis_of, check_float, check_probability
 
 __all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
 
@@ -12,11 +14,12 @@ __all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax
 def relu(input):
     """max(input, 0); the gradient at 0 is 0."""
     check_float("relu", input=input)
-    return _activated("relu", input)
+    x = input.data
+    return record(kernels(x).relu(x), "relu", (input,), lambda g: (kernels(g).relu_backward(g, x),))
 
 
-def _sigmoid(x):
-    # 1/(1 + exp(-x)) = (1 + tanh(x/2))/2: no overflow, and NumPy's tanh is its fastest such function
+def logistic(x):
+    """1/(1 + e^−x) = (1 + tanh(x/2))/2 of an array: no overflow, and NumPy's tanh is its fastest such function."""
     y = array_module(x).tanh(0.5 * x)
     y += 1
     y *= 0.5
@@ -26,20 +29,15 @@ def _sigmoid(x):
 def sigmoid(input):
     """σ(x) = 1/(1 + e^−x)."""
     check_float("sigmoid", input=input)
-    y = _sigmoid(input.data)
+    y = logistic(input.data)
     return record(y, "sigmoid", (input,), lambda g: (g * y * (1 - y),))
 
 
 def silu(input):
     """x·σ(x) (Elfwing et al. 2018; also "swish")."""
     check_float("silu", input=input)
-    return _activated("silu", input)
-
-
-def _activated(name, input):
     x = input.data
-    return record(kernels(x).bias_activation(x, None, name), name, (input,),
-                  lambda g: (kernels(g).bias_activation_backward(g, x, None, name),))
+    return record(kernels(x).silu(x), "silu", (input,), lambda g: (kernels(g).silu_backward(g, x),))
 
 
 def tanh(input):
@@ -72,15 +70,15 @@ def softplus(input):
     check_float("softplus", input=input)
     x = input.data
     xp = array_module(x)
-    return record(xp.logaddexp(x, 0.0).astype(x.dtype, copy=False), "softplus", (input,), lambda g: (g * _sigmoid(x),))
+    return record(xp.logaddexp(x, 0.0).astype(x.dtype, copy=False), "softplus", (input,), lambda g: (g * logistic(x),))
 
 
-def softmax(input, dim, scale=1.0):
-    """e^z / Σ e^z along ``dim``, z = scale·x."""
+def softmax(input, dim):
+    """e^x / Σ e^x along ``dim``."""
     check_float("softmax", input=input)
     dim = axis_of(dim, input.ndim)
-    y = kernels(input.data).softmax(input.data, dim, scale)
-    return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim, scale),))
+    y = kernels(input.data).softmax(input.data, dim)
+    return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim),))
 
 
 def log_softmax(input, dim):
@@ -101,12 +99,17 @@ def dropout(input, p=0.5, training=True, generator=None):
     of the input's device.
     """
     check_float("dropout", input=input)
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout expects a probability 0 <= p <= 1, got {p!r}")
+    check_probability("dropout", p)
     if not training or p == 0:
         return input
-    draws = (generator or default_generator(input.device)).random(input.shape, dtype=input.dtype)
-    mask = array_module(input.data).empty_like(input.data)  # in the input's memory layout
-    mask[...] = beside(draws, input.data) >= p
-    mask *= 1 / (1 - p) if p < 1 else 0.0
-    return record(input.data * mask, "dropout", (input,), lambda g: (g * mask,))
+    x = input.data
+    mask = dropout_mask(array_module(x).empty_like(x), p, generator)  # in the input's memory layout
+    return record(x * mask, "dropout", (input,), lambda g: (g * mask,))
+
+
+def dropout_mask(out, p, generator=None):
+    """``out`` filled with 0 by probability p, else with 1/(1 − p)."""
+    draws = (generator or default_generator(device_of(out))).random(out.shape, dtype=out.dtype)
+    out[...] = to_device(draws, out) >= p
+    out *= 1 / (1 - p) if p < 1 else 0.0
+    return out

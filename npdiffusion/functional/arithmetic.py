@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..backend import array_module, kernels
+from ..device import array_module
+from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import arrays, as_tensor, check_float, check_tensor
 
@@ -22,7 +23,7 @@ def _operands(op, input, other):
 def add(input, other):
     """input + other."""
     a, b, x, y = _operands("add", input, other)
-    return record(kernels(x, y).add(x, y) if x.ndim and y.ndim else x + y, "add", (a, b), lambda g: (g, g))
+    return record(kernels(x, y).add(x, y), "add", (a, b), lambda g: (g, g))
 
 
 def sub(input, other):
@@ -148,11 +149,40 @@ def where(condition, input, other):
     return record(array_module(c, x, y).where(c, x, y), "where", (a, b), lambda g: (g * c, g * ~c))
 
 
-def compare(name, input, other):
-    """A Tensor of bool: NumPy's function ``name`` (equal, less, ...) of a Tensor and another, an array or a number."""
+def eq(input, other):
+    """input == other, a Tensor of bool."""
+    return _comparison("equal", input, other)
+
+
+def ne(input, other):
+    """input ≠ other, a Tensor of bool."""
+    return _comparison("not_equal", input, other)
+
+
+def lt(input, other):
+    """input < other, a Tensor of bool."""
+    return _comparison("less", input, other)
+
+
+def le(input, other):
+    """input ≤ other, a Tensor of bool."""
+    return _comparison("less_equal", input, other)
+
+
+def gt(input, other):
+    """input > other, a Tensor of bool."""
+    return _comparison("greater", input, other)
+
+
+def ge(input, other):
+    """input ≥ other, a Tensor of bool."""
+    return _comparison("greater_equal", input, other)
+
+
+def _comparison(name, input, other):
+    """NumPy's function ``name`` of a Tensor and another, an array or a number."""
     pair = arrays("comparison", input, other) if isinstance(other, Tensor) else (input.data, other)
-    xp = array_module(*(x for x in pair if hasattr(x, "dtype")))
-    return Tensor(getattr(xp, name)(*pair))
+    return Tensor(getattr(array_module(*(x for x in pair if hasattr(x, "dtype"))), name)(*pair))
 
 
 def _float(y, a, b):

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 
-from ..backend import array_module, beside, kernels
+from ..device import array_module, to_device
+from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import as_tensor, check_float
-from .activation import _sigmoid, log_softmax
+from .activation import log_softmax, logistic
 from .arithmetic import abs, mul
 from .reduction import mean, sum
 
@@ -69,7 +70,7 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
     xp = array_module(x)
     scale = 1 + (p - 1) * y
     loss = w * ((1 - y) * x + scale * xp.logaddexp(-x, 0.0).astype(x.dtype, copy=False))
-    out = record(loss, op, (input,), lambda g: (g * w * ((1 - y) - scale * (1 - _sigmoid(x))),))
+    out = record(loss, op, (input,), lambda g: (g * w * ((1 - y) - scale * (1 - logistic(x))),))
     return _reduced(out, reduction)
 
 
@@ -104,7 +105,7 @@ def cross_entropy(input, target, *, ignore_index=-100, reduction="mean", label_s
             raise ValueError(f"cross_entropy expects class numbers from 0 to {classes - 1}, "
                              f"got {int(labels.min())} to {int(labels.max())}")
         number = int((labels != ignore_index).sum()) if on_cpu else None
-        labels = beside(labels, input.data)
+        labels = to_device(labels, input.data)
         counts = labels != ignore_index
         numbers = xp.arange(classes).reshape((-1,) + (1,) * (input.ndim - axis - 1))
         q = (numbers == xp.expand_dims(labels, axis)).astype(input.dtype)

@@ -1,8 +1,9 @@
 """Group and layer normalisation."""
 
-from ..backend import array_module, kernels
+from ..device import array_module
+from ..kernels import kernels
 from ..tensor import record
-from ._arguments import check_float, check_not_empty
+from ._arguments import array, check_affine, check_float, check_not_empty
 
 __all__ = ["group_norm", "group_norm_silu", "layer_norm"]
 
@@ -33,30 +34,24 @@ def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
     check_float(op, input=input, weight=weight, bias=bias, scale_shift=scale_shift)
     if input.ndim < 2:
         raise ValueError(f"{op} expects an input of shape (N, C, ...), got {input.shape}")
-    n, c = input.shape[:2]
+    shape, (n, c) = input.shape, input.shape[:2]
     if not isinstance(num_groups, int) or num_groups < 1 or c % num_groups:
         raise ValueError(f"{op}: num_groups must be a positive integer that divides {c} channels, got {num_groups!r}")
-    for name, p, expected in (("weight", weight, (c,)), ("bias", bias, (c,)), ("scale_shift", scale_shift, (n, 2 * c))):
-        if p is not None and p.shape != expected:
-            raise ValueError(f"{op} expects a {name} of shape {expected}, got {p.shape}")
-    shape = input.shape
+    check_affine(op, (c,), weight=weight, bias=bias)
+    check_affine(op, (n, 2 * c), scale_shift=scale_shift)
     check_not_empty(op, input)
     x = input.data if input.ndim == 4 else input.data.reshape(n, c, -1, 1)
     xp = array_module(x)
     w = xp.ones(c, x.dtype) if weight is None else weight.data
     b = xp.zeros(c, x.dtype) if bias is None else bias.data
-    s = None if scale_shift is None else scale_shift.data
+    s = array(scale_shift)
     y, mean, rstd = kernels(x).group_norm(x, num_groups, w, b, eps, silu, s)
-    parameters = weight, bias, scale_shift
-    given = [p is not None for p in parameters]
 
-    def backward(g, onto):
-        g, onto = g.reshape(x.shape), None if onto is None else onto.reshape(x.shape)
-        dx, *others = kernels(g).group_norm_backward(g, x, mean, rstd, num_groups, w, b, silu, s, onto)
-        return dx.reshape(shape), *(d for d, wanted in zip(others, given) if wanted)
+    def backward(g):
+        dx, *others = kernels(g).group_norm_backward(g.reshape(x.shape), x, mean, rstd, num_groups, w, b, silu, s)
+        return dx.reshape(shape), *others
 
-    inputs = input, *(p for p in parameters if p is not None)
-    return record(y.reshape(shape), op, inputs, backward, adds=True)
+    return record(y.reshape(shape), op, (input, weight, bias, scale_shift), backward)
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
@@ -69,21 +64,16 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or input.shape[-len(shape):] != shape:
         raise ValueError(f"layer_norm expects an input whose last axes are {shape}, got {input.shape}")
-    for name, p in (("weight", weight), ("bias", bias)):
-        if p is not None and p.shape != shape:
-            raise ValueError(f"layer_norm expects a {name} of shape {shape}, got {p.shape}")
-    x, axes = input.data, tuple(range(-len(shape), 0))
-    xp = array_module(x)
+    check_affine("layer_norm", shape, weight=weight, bias=bias)
+    x, w, b, axes = input.data, array(weight), array(bias), tuple(range(-len(shape), 0))
     centred = x - x.mean(axes, keepdims=True)
-    rstd = 1 / xp.sqrt((centred * centred).mean(axes, keepdims=True) + eps)
+    rstd = 1 / array_module(x).sqrt((centred * centred).mean(axes, keepdims=True) + eps)
     xhat = centred * rstd
-    y = xhat if weight is None else xhat * weight.data
-    w = None if weight is None else weight.data
+    y = xhat if w is None else xhat * w
 
     def backward(g):
         d = g if w is None else g * w
         dx = rstd * (d - d.mean(axes, keepdims=True) - xhat * (d * xhat).mean(axes, keepdims=True))
-        return (dx,) + ((g * xhat,) if weight is not None else ()) + ((g,) if bias is not None else ())
+        return dx, g * xhat, g
 
-    given = tuple(p for p in (weight, bias) if p is not None)
-    return record(y if bias is None else y + bias.data, "layer_norm", (input,) + given, backward)
+    return record(y if b is None else y + b, "layer_norm", (input, weight, bias), backward)

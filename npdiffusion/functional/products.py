@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 
-from ..backend import array_module, beside, kernels
-from ..tensor import Tensor, record
-from ._arguments import as_tensor, check_float, check_tensor
-from .activation import dropout, softmax
+from ..device import array_module, to_device
+from ..kernels import kernels
+from ..tensor import record
+from ._arguments import array, as_tensor, check_affine, check_float, check_probability, check_tensor, needs
+from .activation import dropout_mask
 
 __all__ = ["embedding", "linear", "matmul", "scaled_dot_product_attention"]
 
@@ -33,7 +34,7 @@ def matmul(input, other):
         dx, dy = product(g, columns.swapaxes(-1, -2)), product(rows.swapaxes(-1, -2), g)
         return (dx[..., 0, :] if x.ndim == 1 else dx), (dy[..., 0] if y.ndim == 1 else dy)
 
-    return record(array_module(x).asarray(kernels(x).matmul(x, y)), "matmul", (a, b), backward)
+    return record(kernels(x).matmul(x, y), "matmul", (a, b), backward)
 
 
 def linear(input, weight, bias=None):
@@ -44,20 +45,15 @@ def linear(input, weight, bias=None):
     check_float("linear", input=input, weight=weight, bias=bias)
     if weight.ndim != 2 or not input.ndim or input.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear expects input (..., in) and weight (out, in), got {input.shape} and {weight.shape}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"linear expects a bias of shape {weight.shape[:1]}, got {bias.shape}")
-    x, w, shape = input.data.reshape(-1, input.shape[-1]), weight.data, input.shape
-    y = kernels(x).matmul(x, w.T, None if bias is None else bias.data)
+    check_affine("linear", weight.shape[:1], bias=bias)
+    x, w, shape, need_input = input.data.reshape(-1, input.shape[-1]), weight.data, input.shape, input.requires_grad
+    y = kernels(x).linear(x, w, array(bias))
 
-    needs_dx = input.requires_grad
+    def backward(g):
+        dx, dw, db = kernels(g).linear_backward(g.reshape(-1, g.shape[-1]), x, w, need_input)
+        return dx.reshape(shape) if need_input else None, dw, db
 
-    def backward(g, onto):
-        g, onto = g.reshape(-1, g.shape[-1]), None if onto is None else onto.reshape(x.shape)
-        dx, dw, db = kernels(g).linear_backward(g, x, w, needs_dx, onto)
-        return dx.reshape(shape) if needs_dx else None, dw, db
-
-    inputs = (input, weight) if bias is None else (input, weight, bias)
-    return record(y.reshape(shape[:-1] + w.shape[:1]), "linear", inputs, backward, adds=True)
+    return record(y.reshape(*shape[:-1], len(w)), "linear", (input, weight, bias), backward)
 
 
 def embedding(input, weight):
@@ -72,10 +68,10 @@ def embedding(input, weight):
     index, w = as_tensor(input).data, weight.data
     if index.dtype.kind not in "iu":
         raise TypeError(f"embedding expects integers, got {index.dtype}")
-    if index.size and array_module(index) is np and not 0 <= int(index.min()) <= int(index.max()) < len(w):
+    if index.size and isinstance(index, np.ndarray) and not 0 <= int(index.min()) <= int(index.max()) < len(w):
         raise ValueError(f"embedding expects indices from 0 to {len(w) - 1}, "
                          f"got {int(index.min())} to {int(index.max())}")
-    index, shape = beside(index, w), w.shape
+    index, shape = to_device(index, w), w.shape
     return record(w[index], "embedding", (weight,), lambda g: (kernels(g).add_at(shape, index, g),))
 
 
@@ -90,24 +86,32 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
 
     Returns (…, L, V).
     """
-    check_float("scaled_dot_product_attention", query=query, key=key, value=value)
+    op = "scaled_dot_product_attention"
+    check_float(op, query=query, key=key, value=value)
     if min(query.ndim, key.ndim, value.ndim) < 2 or query.shape[-1] != key.shape[-1] or (
             key.shape[-2] != value.shape[-2]):
         raise ValueError(f"attention expects query (..., L, E), key (..., S, E), value (..., S, V), got "
                          f"{query.shape}, {key.shape}, {value.shape}")
     if is_causal and attn_mask is not None:
         raise ValueError("attention takes attn_mask or is_causal=True, not both")
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = matmul(query, key.transpose(-1, -2))
-    if is_causal:
-        attn_mask = Tensor(array_module(scores.data).tri(*scores.shape[-2:], dtype=bool))
     if attn_mask is not None:
         attn_mask = as_tensor(attn_mask)
-        check_tensor("scaled_dot_product_attention", query, attn_mask)
-        if attn_mask.dtype not in (bool, scores.dtype):
-            raise TypeError(f"attention expects attn_mask of dtype bool or {scores.dtype}, got {attn_mask.dtype}")
-        if attn_mask.dtype == bool:
-            xp = array_module(attn_mask.data)
-            attn_mask = Tensor(xp.where(attn_mask.data, 0.0, -math.inf).astype(scores.dtype))
-        scores, scale = scale * scores + attn_mask, 1.0
-    return matmul(dropout(softmax(scores, -1, scale), dropout_p), value)
+        check_tensor(op, query, attn_mask)
+        if attn_mask.dtype not in (bool, query.dtype):
+            raise TypeError(f"attention expects attn_mask of dtype bool or {query.dtype}, got {attn_mask.dtype}")
+    check_probability(op, dropout_p)
+    q, k, v, mask, need_mask = query.data, key.data, value.data, array(attn_mask), needs(attn_mask)[0]
+    xp, scale = array_module(q), 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if is_causal:
+        mask = xp.tri(q.shape[-2], k.shape[-2], dtype=bool)
+    dropped = None
+    if dropout_p:
+        stack = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], () if mask is None else mask.shape[:-2])
+        dropped = dropout_mask(xp.empty((*stack, q.shape[-2], k.shape[-2]), q.dtype), dropout_p)
+    y, weights = kernels(q).attention(q, k, v, mask, dropped, scale)
+
+    def backward(g):
+        dq, dk, dv, dscores = kernels(g).attention_backward(g, q, k, v, weights, dropped, scale)
+        return dq, dk, dv, dscores if need_mask else None
+
+    return record(y, op, (query, key, value, attn_mask), backward)

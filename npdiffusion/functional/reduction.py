@@ -1,8 +1,9 @@
 """Reductions along axes, with PyTorch's arguments ``dim`` and ``keepdim``."""
 
+import math
 from collections import namedtuple
 
-from ..backend import array_module
+from ..device import array_module
 from ..tensor import Tensor, record
 from ._arguments import axes_of, axis_of, check_float, check_tensor
 
@@ -23,7 +24,7 @@ def sum(input, dim=None, keepdim=False):
     check_tensor("sum", input)
     shape, axes = input.shape, axes_of(dim, input.ndim)
     dtype = None if input.dtype.kind == "f" else "int64"
-    return record(_array(input.data.sum(axes, dtype, keepdims=keepdim)), "sum", (input,),
+    return record(input.data.sum(axes, dtype, keepdims=keepdim), "sum", (input,),
                   lambda g: (_spread(g, shape, axes, keepdim),))
 
 
@@ -31,8 +32,8 @@ def mean(input, dim=None, keepdim=False):
     """The mean over the axes ``dim`` (all by default)."""
     check_float("mean", input=input)
     shape, axes = input.shape, axes_of(dim, input.ndim)
-    count = _count(shape, axes)
-    return record(_array(input.data.mean(axes, keepdims=keepdim)), "mean", (input,),
+    count = math.prod([shape[a] for a in axes])
+    return record(input.data.mean(axes, keepdims=keepdim), "mean", (input,),
                   lambda g: (_spread(g / count, shape, axes, keepdim),))
 
 
@@ -40,12 +41,12 @@ def var(input, dim=None, correction=1, keepdim=False):
     """Σ (x − mean)²/(n − correction) over the axes ``dim``; d/dx = 2·(x − mean)/(n − correction)."""
     check_float("var", input=input)
     x, axes = input.data, axes_of(dim, input.ndim)
-    count = _count(x.shape, axes) - correction
+    count = math.prod([x.shape[a] for a in axes]) - correction
     if count <= 0:
         raise ValueError(f"var over {count + correction} element(s) with correction={correction} is undefined")
     centred = x - x.mean(axes, keepdims=True)
     y = (centred * centred).sum(axes, keepdims=keepdim) / count
-    return record(_array(y), "var", (input,),
+    return record(y, "var", (input,),
                   lambda g: (_spread(g * (2 / count), x.shape, axes, keepdim) * centred,))
 
 
@@ -69,7 +70,7 @@ def _extreme(name, input, dim, keepdim):
     if not x.size:
         raise ValueError(f"{name} of a Tensor without elements (shape {x.shape}) is undefined")
     if dim is None:
-        y = _array(getattr(x, name)())
+        y = getattr(x, name)()
 
         def backward(g):
             hits = (x == y).astype(g.dtype)
@@ -91,15 +92,3 @@ def _extreme(name, input, dim, keepdim):
     else:
         values, indices = y, index
     return Extreme(record(values, name, (input,), backward), Tensor(indices))
-
-
-def _count(shape, axes):
-    count = 1
-    for axis in axes:
-        count *= shape[axis]
-    return count
-
-
-def _array(y):
-    # a full reduction gives a NumPy scalar: back to a 0-d array
-    return array_module(y).asarray(y)

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from ..backend import array_module, beside, kernels
+from ..device import array_module, to_device
+from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import axes_of, axis_of, check_float, check_tensor
 
@@ -95,15 +96,15 @@ def getitem(input, index):
         dx[index] = g
         return (dx,)
 
-    return record(xp.asarray(input.data[index]), "getitem", (input,), backward)
+    return record(input.data[index], "getitem", (input,), backward)
 
 
 def _index(i, array):
-    """One part of an index, arrays as they are needed beside ``array``."""
+    """One part of an index, arrays on the device of ``array``."""
     i = i.data if isinstance(i, Tensor) else np.asarray(i) if isinstance(i, (list, tuple)) else i
     if isinstance(i, np.ndarray) and not i.size and i.dtype.kind == "f":  # an empty list
         i = i.astype(int)
-    return i if i is None or i is ... or isinstance(i, (slice, int, np.generic)) else beside(i, array)
+    return i if i is None or i is ... or isinstance(i, (slice, int, np.generic)) else to_device(i, array)
 
 
 def cat(tensors, dim=0):

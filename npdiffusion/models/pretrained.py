@@ -1,5 +1,6 @@
 """Networks to files and back, and those that come with the package."""
 
+import sys
 from pathlib import Path
 
 from ..checkpoint import load_weights, save_weights
@@ -10,7 +11,9 @@ from .vae import VAE
 
 __all__ = ["load_model", "pretrained", "save_model"]
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
+PACKAGE = Path(__file__).parent.parent
+# The package's own; those of a checkout: beside the package, or beside an example that runs with an installed package.
+WEIGHTS = PACKAGE / "weights", PACKAGE.parent / "examples" / "weights", Path(sys.argv[0]).parent / "weights"
 CLASSES = {kind.__name__: kind for kind in (Classifier, NoiseLevelNet, UNet, VAE)}
 
 
@@ -41,15 +44,22 @@ def load_model(path):
 
 
 def pretrained(name="mnist-ddpm"):
-    """A network trained by this project; each has its card in npdiffusion/weights.
+    """A network trained by this project; each has its card beside its weights.
 
-    "mnist-ddpm" is the class-conditional ε-predictor for 32×32 digits, which goes with ``DDPMScheduler()``'s
-    defaults (1024 steps, linear schedule); "mnist-classifier" tells the ten digits apart; "mnist-noise-level"
-    estimates how noisy a 32×32 digit is; "sstem-mitochondria" finds mitochondria in electron micrographs, by way of
-    examples/segment_mitochondria.py.
+    In npdiffusion/weights: "mnist-ddpm" is the class-conditional ε-predictor for 32×32 digits, which goes with
+    ``DDPMScheduler()``'s defaults (1024 steps, linear schedule); "mnist-classifier" tells the ten digits apart;
+    "mnist-noise-level" estimates how noisy a 32×32 digit is.
+
+    In examples/weights, since their licence is the data's (CC BY-NC-SA 3.0), found from a checkout only:
+    "sstem-mitochondria" finds mitochondria in electron micrographs, "sstem-ddpm" predicts their noise. Raises
+    ValueError, which says where a network is to be had.
     """
-    path = WEIGHTS / f"{name}.safetensors"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none"
+    path = next((path for folder in WEIGHTS if (path := folder / f"{name}.safetensors").is_file()), None)
+    if path is None and name.startswith("sstem-"):
+        raise ValueError(f"{name} is not part of the installed package: its licence is that of its data, CC BY-NC-SA. "
+                         f"It is examples/weights/{name}.safetensors in the project's repository: run from a checkout, "
+                         "or pass that file to load_model")
+    if path is None:
+        names = ", ".join(sorted(p.stem for folder in WEIGHTS for p in folder.glob("*.safetensors"))) or "none"
         raise ValueError(f"no pretrained network called {name!r}; there are: {names}")
     return load_model(path)

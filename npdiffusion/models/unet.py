@@ -4,7 +4,8 @@ import numpy as np
 
 from .. import functional as F
 from .. import nn
-from ..backend import array_module, beside, kernels
+from ..device import array_module, to_device
+from ..kernels import kernels
 from ..tensor import Tensor
 
 __all__ = ["UNet", "timestep_embedding"]
@@ -50,7 +51,7 @@ class ResBlock(nn.Module):
         h = self.conv1(F.group_norm_silu(x, GROUPS, self.norm1.weight, self.norm1.bias))
         scale_shift = None if embedding is None else self.embedding(embedding)  # [n, 2c]
         h = F.group_norm_silu(h, GROUPS, self.norm2.weight, self.norm2.bias, scale_shift)
-        return self.conv2(self.dropout(h), onto=self.skip(x))
+        return self.conv2(self.dropout(h)) + self.skip(x)
 
 
 class Attention(nn.Module):
@@ -154,7 +155,7 @@ class UNet(nn.Module):
         """What the blocks are told of time and class: (N, 4·channels[0]), or None."""
         embedding, xp, n = None, array_module(x), len(x)
         if self.time:
-            t = xp.broadcast_to(beside(t if hasattr(t, "dtype") else np.asarray(t), x), (n,))
+            t = xp.broadcast_to(to_device(t if hasattr(t, "dtype") else np.asarray(t), x), (n,))
             width = self.time_mlp[0].in_features
             embedding = self.time_mlp(Tensor(timestep_embedding(t, width, dtype=x.dtype)))
         if self.num_classes is not None:

@@ -4,7 +4,8 @@ import math
 
 from .. import functional as F
 from .. import nn
-from ..backend import beside, default_generator
+from ..device import to_device
+from ..random import standard_normal
 from ..tensor import Tensor, no_grad
 from .unet import GROUPS, ResBlock, check_channels
 
@@ -92,9 +93,8 @@ class VAE(nn.Module):
 
         generator: of any device; None takes the library's of the model's device.
         """
-        generator = generator or default_generator(mean.device)
-        noise = generator.standard_normal(mean.shape, dtype=mean.dtype)
-        return mean + (0.5 * logvar).exp() * Tensor(noise, device=mean.device)
+        noise = standard_normal(mean.shape, mean.dtype, generator, mean.device)
+        return mean + (0.5 * logvar).exp() * Tensor(noise)
 
     def decode(self, z):
         """z (N, J) -> logits (N, in_channels, size, size)."""
@@ -112,9 +112,9 @@ class VAE(nn.Module):
     def pictures(self, z):
         """The mean pictures 2·σ(logits) − 1 in [−1, 1] of codes z, an array (N, J); returns an array on z's device."""
         with no_grad():
-            return beside((0.5 * self.decode(Tensor(z, device=self.device))).tanh().data, z)
+            return to_device((0.5 * self.decode(Tensor(z, device=self.device))).tanh().data, z)
 
     def reconstruct(self, x):
         """Pictures, an array (N, in_channels, size, size), decoded from their μ(x): an array like x, on its device."""
         with no_grad():
-            return beside(self.pictures(self.encode(Tensor(x, device=self.device))[0].data), x)
+            return to_device(self.pictures(self.encode(Tensor(x, device=self.device))[0].data), x)

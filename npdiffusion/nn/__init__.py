@@ -1,7 +1,11 @@
 """Layers with PyTorch's names, parameter names, shapes and default initialisation."""
 
-from .layers import *  # noqa: F401,F403
-from .layers import __all__ as _layers
+from .layers import (
+    GELU, AvgPool2d, Conv2d, ConvTranspose2d, Dropout, Embedding, Flatten, GroupNorm, Identity, LayerNorm, Linear,
+    MaxPool2d, ReLU, Sigmoid, SiLU, Softplus, Tanh, Upsample,
+)
 from .module import Module, ModuleList, Parameter, Sequential
 
-__all__ = ["Module", "ModuleList", "Parameter", "Sequential", *_layers]
+__all__ = ["AvgPool2d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "Flatten", "GELU", "GroupNorm", "Identity",
+           "LayerNorm", "Linear", "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential", "SiLU",
+           "Sigmoid", "Softplus", "Tanh", "Upsample"]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from .. import functional as F
-from ..backend import default_generator
+from ..random import default_generator
 from .module import Module, Parameter
 
 __all__ = ["AvgPool2d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "Flatten", "GELU", "GroupNorm", "Identity",
@@ -43,8 +43,8 @@ class Conv2d(Module):
         self.weight = _uniform(shape, math.prod(shape[1:]))
         self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
 
-    def forward(self, input, onto=None):
-        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, onto)
+    def forward(self, input):
+        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class ConvTranspose2d(Module):
@@ -164,17 +164,46 @@ class Identity(Module):
         return input
 
 
-def _activation(name, op):
-    return type(name, (Module,), {"__doc__": f"See ``functional.{op.__name__}``.", "__module__": __name__,
-                                  "forward": lambda self, input: op(input)})
+class ReLU(Module):
+    """See ``functional.relu``."""
+
+    def forward(self, input):
+        return F.relu(input)
 
 
-ReLU = _activation("ReLU", F.relu)
-SiLU = _activation("SiLU", F.silu)
-GELU = _activation("GELU", F.gelu)
-Sigmoid = _activation("Sigmoid", F.sigmoid)
-Tanh = _activation("Tanh", F.tanh)
-Softplus = _activation("Softplus", F.softplus)
+class SiLU(Module):
+    """See ``functional.silu``."""
+
+    def forward(self, input):
+        return F.silu(input)
+
+
+class GELU(Module):
+    """See ``functional.gelu``."""
+
+    def forward(self, input):
+        return F.gelu(input)
+
+
+class Sigmoid(Module):
+    """See ``functional.sigmoid``."""
+
+    def forward(self, input):
+        return F.sigmoid(input)
+
+
+class Tanh(Module):
+    """See ``functional.tanh``."""
+
+    def forward(self, input):
+        return F.tanh(input)
+
+
+class Softplus(Module):
+    """See ``functional.softplus``."""
+
+    def forward(self, input):
+        return F.softplus(input)
 
 
 def _pair(size):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..backend import array_module, beside, is_device, pack, to_device
+from ..device import array_module, is_device, to_device
 from ..tensor import Tensor
 
 __all__ = ["Module", "ModuleList", "Parameter", "Sequential"]
@@ -73,14 +73,11 @@ class Module:
 
     def to(self, target):
         """Parameters moved to a device ("cpu", "cuda", "cuda:1") or converted to a floating dtype, in place; returns
-        self. On a GPU they become pieces of one flat array, so that an optimiser can update them all at once."""
-        own = {id(parameter): parameter for parameter in self.parameters()}.values()  # shared ones once
-        arrays = [to_device(p.data, target) if is_device(target) else p.data.astype(target) for p in own]
-        moved = any(p.data is not array for p, array in zip(own, arrays))
-        if moved and array_module(*arrays) is not np and len({a.dtype for a in arrays}) == 1:
-            arrays = pack(arrays)
-        for parameter, array in zip(own, arrays):
-            parameter.data, parameter.grad = array, None
+        self."""
+        for parameter in {id(parameter): parameter for parameter in self.parameters()}.values():  # shared ones once
+            data = parameter.data
+            parameter.data = to_device(data, target) if is_device(target) else data.astype(target)
+            parameter.grad = None
         return self
 
     def cpu(self):
@@ -117,7 +114,7 @@ class Module:
         if wrong:
             raise ValueError(f"state_dict does not fit {type(self).__name__}: " + "; ".join(wrong))
         for name, array in arrays.items():
-            own[name].data[...] = beside(array, own[name].data)
+            own[name].data[...] = to_device(array, own[name].data)
 
     def __repr__(self):
         inside = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...backend import cupy
+from ...device import cupy
 
 __all__ = ["build", "ceil_div", "kernel", "launch", "launch_each", "options", "source", "struct"]
 

@@ -2,7 +2,7 @@
 // ("implicit GEMM": no column matrix in memory). Memory is channels-last: x[n][h][w][c], y[n][p][q][o] and
 // weight[o][i][j][c], where a group's o and c count from 0. Tap (i, j) of output pixel (p, q) lies on input pixel
 //
-//     h = p stride + i dilation - corner        (and w likewise; zeros outside x)
+//     h = p stride + i dilation - padding       (and w likewise; zeros outside x)
 //
 //     conv_forward          y[m][o]  = sum over k of x at (m, k)  weight[o][k]      m = (n, p, q), k = (i, j, c)
 //     conv_input_gradient   dx[m][c] = sum over k of dy at (m, k) weight at (k, c)  m = (n, h, w), k = (i, j, o)
@@ -13,7 +13,7 @@
 #include "tile.cuh"
 
 struct Conv {  // pairs are (vertical, horizontal); channels are those of one group
-    int samples, groups, channels, out_channels, size[2], out_size[2], kernel[2], stride[2], corner[2], dilation[2];
+    int samples, groups, channels, out_channels, size[2], out_size[2], kernel[2], stride[2], padding[2], dilation[2];
 };
 
 // ---- operands ----------------------------------------------------------------------------------------------------
@@ -165,16 +165,19 @@ struct TapsOfPixels : AlongLines<COLUMNS> {
 
 // ---- kernels -----------------------------------------------------------------------------------------------------
 
-// y, plus the image `onto`. Grid: (tiles, 1, groups), where tiles of the same pixels and other channels follow each
-// other. bias and onto may be NULL.
+// How the taps of output pixels are read along an axis of x.
+__device__ Axis taps_of_output(const Conv &d, int axis) {
+    return {d.out_size[axis], d.size[axis], d.kernel[axis], d.stride[axis], -d.padding[axis], d.dilation[axis]};
+}
+
+// y; bias may be NULL. Grid: (tiles, 1, groups), where tiles of the same pixels and other channels follow each other.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
-    const real *x, const real *weight, const real *bias, const real *onto, real *y, Conv d) {
+    const real *x, const real *weight, const real *bias, real *y, Conv d) {
     __shared__ Shared shared;
     const int tiles = (d.out_channels + COLUMNS - 1) / COLUMNS, group = blockIdx.z;
     const int m0 = blockIdx.x / tiles * ROWS, o0 = blockIdx.x % tiles * COLUMNS;
     const int terms = d.kernel[0] * d.kernel[1] * d.channels, pixels = d.samples * d.out_size[0] * d.out_size[1];
-    const Axis vertical = {d.out_size[0], d.size[0], d.kernel[0], d.stride[0], -d.corner[0], d.dilation[0]};
-    const Axis horizontal = {d.out_size[1], d.size[1], d.kernel[1], d.stride[1], -d.corner[1], d.dilation[1]};
+    const Axis vertical = taps_of_output(d, 0), horizontal = taps_of_output(d, 1);
 
     Pixels left(x + group * d.channels, d.samples, vertical, horizontal, d.channels, d.groups * d.channels, m0);
     Rows<COLUMNS> right(weight + (long long)group * d.out_channels * terms, o0, d.out_channels, terms, terms);
@@ -184,17 +187,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
     for (int r = 0; r < Sums::DOWN; r++)
         for (int c = 0; c < Sums::ALONG; c++) {
             const int m = m0 + sums.row(r), o = o0 + sums.column(c), channel = group * d.out_channels + o;
-            const long long i = (long long)m * d.groups * d.out_channels + channel;
             if (m < pixels && o < d.out_channels)
-                y[i] = sums.at(r, c) + (bias ? bias[channel] : 0) + (onto ? onto[i] : 0);
+                y[(long long)m * d.groups * d.out_channels + channel] = sums.at(r, c) + (bias ? bias[channel] : 0);
         }
 }
 
 // With a stride, input pixels h = a stride + phase of different phases see different taps: those i for which
-// p = (h + corner - i dilation) / stride is a whole number. They are i = first + t step, t = 0, 1, ..., and
-// p = a + (phase + corner - first dilation) / stride - t (step dilation / stride).
+// p = (h + padding - i dilation) / stride is a whole number. They are i = first + t step, t = 0, 1, ..., and
+// p = a + (phase + padding - first dilation) / stride - t (step dilation / stride).
 __device__ void taps_of_phase(const Conv &d, int axis, int phase, Taps &taps, Axis &read) {
-    const int stride = d.stride[axis], dilation = d.dilation[axis], shifted = phase + d.corner[axis];
+    const int stride = d.stride[axis], dilation = d.dilation[axis], shifted = phase + d.padding[axis];
     taps.first = 0;
     taps.step = 1;
     while (taps.first < d.kernel[axis] && (shifted - taps.first * dilation) % stride) taps.first++;
@@ -252,8 +254,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_weight_grad
     const int tiles = (terms + COLUMNS - 1) / COLUMNS;
     const int o0 = blockIdx.x / tiles * ROWS, k0 = blockIdx.x % tiles * COLUMNS;
     const Slice slice((long long)d.samples * d.out_size[0] * d.out_size[1]);
-    const Axis vertical = {d.out_size[0], d.size[0], d.kernel[0], d.stride[0], -d.corner[0], d.dilation[0]};
-    const Axis horizontal = {d.out_size[1], d.size[1], d.kernel[1], d.stride[1], -d.corner[1], d.dilation[1]};
+    const Axis vertical = taps_of_output(d, 0), horizontal = taps_of_output(d, 1);
 
     SummedColumns<ROWS> left(dy + slice.first * channels + group * d.out_channels, o0, d.out_channels, channels,
                              slice.terms);

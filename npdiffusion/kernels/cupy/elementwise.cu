@@ -1,4 +1,4 @@
-// Sums per channel, bias with an activation, and what else goes element by element. Channels lie side by side: element
+// Sums per channel, activations, and what else goes element by element. Channels lie side by side: element
 // (pixel, c) of an image is x[pixel * channels + c].
 
 // A block of 256 threads forms rows of `columns` threads, one for each channel (or for every columns-th, if
@@ -42,25 +42,28 @@ extern "C" __global__ void sum_parts(const real *parts, real *out, int count, lo
     if (y == 0 && i < length) out[i] = sums[0][x];
 }
 
-enum Activation { NONE, RELU, SILU };
-
-// y = f(x + bias[c]); bias may be NULL.
-extern "C" __global__ void bias_activation(const real *x, const real *bias, real *y, long long size, int channels,
-                                           int activation) {
+// y = max(x, 0); NaN stays.
+extern "C" __global__ void relu(const real *x, real *y, long long size) {
     const long long i = blockIdx.x * 256ll + threadIdx.x;
-    if (i >= size) return;
-    const real z = bias ? x[i] + bias[i % channels] : x[i];
-    y[i] = activation == SILU ? z / (1 + exp(-z)) : activation == RELU && z < 0 ? 0 : z;
+    if (i < size) y[i] = x[i] < 0 ? 0 : x[i];
 }
 
-// dx = g f'(x + bias[c]), with silu'(z) = s (1 + z (1 - s)), s = 1 / (1 + exp(-z)).
-extern "C" __global__ void bias_activation_backward(const real *g, const real *x, const real *bias, real *dx,
-                                                    long long size, int channels, int activation) {
+extern "C" __global__ void relu_backward(const real *g, const real *x, real *dx, long long size) {
+    const long long i = blockIdx.x * 256ll + threadIdx.x;
+    if (i < size) dx[i] = x[i] > 0 ? g[i] : 0;
+}
+
+extern "C" __global__ void silu(const real *x, real *y, long long size) {
+    const long long i = blockIdx.x * 256ll + threadIdx.x;
+    if (i < size) y[i] = x[i] / (1 + exp(-x[i]));
+}
+
+// dx = g silu'(x) = g s (1 + x (1 - s)), s = 1 / (1 + exp(-x)).
+extern "C" __global__ void silu_backward(const real *g, const real *x, real *dx, long long size) {
     const long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= size) return;
-    const real z = bias ? x[i] + bias[i % channels] : x[i];
-    const real s = 1 / (1 + exp(-z));
-    dx[i] = g[i] * (activation == SILU ? s * (1 + z * (1 - s)) : activation == RELU && z <= 0 ? 0 : 1);
+    const real s = 1 / (1 + exp(-x[i]));
+    dx[i] = g[i] * s * (1 + x[i] * (1 - s));
 }
 
 // parts[block]: scale times the sum of (x - y)^2 over the block's share of the elements.
@@ -78,7 +81,7 @@ extern "C" __global__ void squared_error(const real *x, const real *y, real *par
 }
 
 // dx = 2 scale g (x - y), with g a single number.
-extern "C" __global__ void squared_error_backward(const real *g, const real *x, const real *y, real *dx, long long size,
+extern "C" __global__ void squared_error_backward(const real *x, const real *y, real *dx, long long size, const real *g,
                                                   double scale) {
     const long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i < size) dx[i] = (real)(2 * scale) * g[0] * (x[i] - y[i]);

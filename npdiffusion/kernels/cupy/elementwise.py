@@ -1,17 +1,16 @@
-"""Sums, concatenation, bias with an activation, and what else goes element by element."""
+"""Sums, concatenation, activations, and what else goes element by element."""
 
 import math
 
 import numpy as np
 
-from ...backend import cupy
+from ...device import cupy
 from .build import ceil_div, kernel, launch, launch_each
 from .layout import channels_last, contiguous, to_nchw
 
-__all__ = ["add", "bias_activation", "bias_activation_backward", "cat", "channel_sums", "squared_error",
+__all__ = ["add", "cat", "channel_sums", "relu", "relu_backward", "silu", "silu_backward", "squared_error",
            "squared_error_backward", "sum_parts", "timestep_embedding"]
 
-ACTIVATIONS = {None: 0, "relu": 1, "silu": 2}
 PARTS = 256  # blocks that share a sum: enough to keep a GPU busy
 
 
@@ -49,22 +48,24 @@ def sum_parts(parts):
     return out
 
 
-def bias_activation(x, bias, activation):
-    """f(x + bias) in one pass: bias (C,) or None; f "relu", "silu" or None; x (N, C, H, W), or (..., C)."""
-    rows, bias = _rows(x), contiguous(bias)
-    y = cupy().empty(rows.shape, rows.dtype)
-    args = rows, bias, y, y.size, np.int32(0 if bias is None else len(bias)), np.int32(ACTIVATIONS[activation])
-    launch_each("bias_activation", "elementwise", y, args)
-    return to_nchw(y) if x.ndim == 4 else y
+def relu(x):
+    """y = max(x, 0)."""
+    return _each("relu", (x,))
 
 
-def bias_activation_backward(g, x, bias, activation):
-    """dx of ``bias_activation``; the bias's gradient is dx summed over all but the channels."""
-    g, rows, bias = _rows(g), _rows(x), contiguous(bias)
-    dx = cupy().empty(rows.shape, rows.dtype)
-    args = g, rows, bias, dx, dx.size, np.int32(0 if bias is None else len(bias)), np.int32(ACTIVATIONS[activation])
-    launch_each("bias_activation_backward", "elementwise", dx, args)
-    return to_nchw(dx) if x.ndim == 4 else dx
+def relu_backward(g, x):
+    """dx = g where x > 0, else 0."""
+    return _each("relu_backward", (g, x))
+
+
+def silu(x):
+    """y = x·σ(x)."""
+    return _each("silu", (x,))
+
+
+def silu_backward(g, x):
+    """dx = g·σ(x)·(1 + x·(1 − σ(x)))."""
+    return _each("silu_backward", (g, x))
 
 
 def squared_error(x, y, scale):
@@ -77,11 +78,8 @@ def squared_error(x, y, scale):
 
 
 def squared_error_backward(g, x, y, scale):
-    """dx of ``squared_error``, and −dy: 2·scale·g·(x − y)."""
-    rows = _rows(x)
-    dx = cupy().empty(rows.shape, rows.dtype)
-    launch_each("squared_error_backward", "elementwise", dx, (g, rows, _rows(y), dx, dx.size, float(scale)))
-    return to_nchw(dx) if x.ndim == 4 else dx
+    """dx of ``squared_error``, and −dy: 2·scale·g·(x − y), with g an array ()."""
+    return _each("squared_error_backward", (x, y), g, float(scale))
 
 
 def timestep_embedding(t, dim, max_period, dtype):
@@ -91,6 +89,14 @@ def timestep_embedding(t, dim, max_period, dtype):
     args = contiguous(t), np.int32(len(t) > 1), y, y.size, np.int32(dim // 2), math.log(max_period)
     launch_each("timestep_embedding", "elementwise", y, args)
     return y
+
+
+def _each(name, arrays, *numbers):
+    """The kernel ``name`` of arrays of one shape, element by element; images come out channels-last in memory."""
+    rows = [_rows(x) for x in arrays]
+    y = cupy().empty(rows[0].shape, rows[0].dtype)
+    launch_each(name, "elementwise", y, (*rows, y, y.size, *numbers))
+    return to_nchw(y) if y.ndim == 4 else y
 
 
 def _rows(x):

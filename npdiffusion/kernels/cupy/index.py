@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ...backend import cupy
+from ...device import cupy
 from .build import launch_each
 from .layout import contiguous
 

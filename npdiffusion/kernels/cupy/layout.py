@@ -1,6 +1,6 @@
 """Channels-last memory under NCHW shapes, as in the NumPy kernels."""
 
-from ...backend import cupy
+from ...device import cupy
 
 __all__ = ["channels_last", "contiguous", "to_nchw"]
 
@@ -11,8 +11,8 @@ def contiguous(x):
 
 
 def channels_last(x):
-    """The (N, H, W, C) C-contiguous array of an NCHW one (or None): a view if the memory is channels-last already."""
-    return None if x is None else contiguous(x.transpose(0, 2, 3, 1))
+    """The (N, H, W, C) C-contiguous array of an NCHW one: a view if the memory is channels-last already."""
+    return contiguous(x.transpose(0, 2, 3, 1))
 
 
 def to_nchw(x):

@@ -1,5 +1,5 @@
-// Stacked matrix products y = a b + bias, and a linear layer's gradients. A stack has two axes (o, i); an operand's
-// matrix begins stack[0] o + stack[1] i behind its first element (0 where the matrix is the same for all), and either
+// Stacked matrix products y = scale a b + bias, and a linear layer's gradients. A stack has two axes (o, i); an
+// operand's matrix begins stack[0] o + stack[1] i behind its first element (0 where the matrix is the same for all), and either
 // its rows or its columns lie side by side in memory, `pitch` from one to the next: no transposition is ever copied.
 
 #include "tile.cuh"
@@ -8,11 +8,12 @@ struct Operand { long long stack[2]; int pitch; };
 
 struct Product {
     Operand a, b, y;
-    int rows, columns, terms, inner, bias_pitch;  // inner: size of the second stack axis
+    int rows, columns, terms, inner;  // inner: size of the second stack axis
+    double scale;
 };
 
 // As left * right' the lines of the left operand are a's rows, those of the right one b's columns.
-// Grid: (tiles, with one stack behind the other). bias: NULL, one row for all (its pitch is 0), or a matrix like y's.
+// Grid: (tiles, with one stack behind the other). bias: a number for each column, or NULL.
 template <class Left, class Right>
 __device__ void product(const real *a, const real *b, const real *bias, real *y, const Product &d) {
     __shared__ Shared shared;
@@ -30,8 +31,7 @@ __device__ void product(const real *a, const real *b, const real *bias, real *y,
         for (int c = 0; c < Sums::ALONG; c++) {
             const int row = row0 + sums.row(r), column = column0 + sums.column(c);
             if (row < d.rows && column < d.columns)
-                y[(long long)row * d.y.pitch + column] =
-                    sums.at(r, c) + (bias ? bias[(long long)row * d.bias_pitch + column] : 0);
+                y[(long long)row * d.y.pitch + column] = (real)d.scale * sums.at(r, c) + (bias ? bias[column] : 0);
         }
 }
 

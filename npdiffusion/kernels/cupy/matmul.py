@@ -8,48 +8,60 @@ import math
 
 import numpy as np
 
-from ...backend import cupy, tf32_allowed
+from ...device import cupy, tf32_allowed
 from .build import launch, struct
 from .layout import contiguous
 from .tile import gradients, tile_kernel, tiles_of
 
-__all__ = ["linear_backward", "matmul"]
+__all__ = ["linear", "linear_backward", "matmul", "product"]
 
 OPERAND = np.dtype([("stack", "i8", 2), ("pitch", "i4")], align=True)  # structs of matmul.cu
 PRODUCT = np.dtype([*((name, OPERAND) for name in "aby"), *((name, "i4") for name in (
-    "rows", "columns", "terms", "inner", "bias_pitch"))], align=True)
+    "rows", "columns", "terms", "inner")), ("scale", "f8")], align=True)
 LARGE = 1 << 30  # multiplications, from which on cuBLAS takes over
 LONG = 1 << 10  # terms, from which on a transposed product is summed in slices
 
 
-def matmul(a, b, bias=None):
-    """a @ b + bias by NumPy's rules. A stack times one matrix is one product of two.
-
-    bias: (columns of b,), for two matrices also (rows of a, columns of b), or None.
-    Where the matrices of b are interleaved in memory (the heads of attention are, pixel by pixel) so are the result's.
-    """
+def matmul(a, b):
+    """a @ b by NumPy's rules."""
     if b.ndim == 1:
         return matmul(a, b[:, None])[..., 0]
     if a.ndim == 1:
         return matmul(a[None], b)[..., 0, :]
-    if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous:
-        return matmul(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), b, bias).reshape(*a.shape[:-1], b.shape[1])
-    if a.dtype != b.dtype or a.dtype.char not in "fd" or _is_for_cublas(a, b):
-        _set_tf32(tf32_allowed())
-        y = cupy().matmul(a, b)
-        return y if bias is None else cupy().add(y, bias, out=y)
-    if bias is None and a.ndim == b.ndim == 2 and len(b) >= LONG and a.T.flags.c_contiguous and b.flags.c_contiguous:
-        return _gradients(a.T, b)[0]
-    return _product(a, b, bias)
+    return product(a, b)
 
 
-def linear_backward(g, x, weight, need_input=True, onto=None):
-    """dx, dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in), weight (out, in). dx is added to the array
-    ``onto`` if given, and None if not needed."""
-    dx = matmul(g, weight, onto) if need_input else None
+def linear(x, weight, bias):
+    """y = x Wᵀ + b: x (n, in), weight W (out, in), bias b (out,) or None -> (n, out)."""
+    return product(x, weight.T, contiguous(bias))
+
+
+def linear_backward(g, x, weight, need_input=True):
+    """dx = g W (None if not needed), dweight = gᵀ x and dbias = Σ g of ``linear``; g (n, out)."""
+    dx = product(g, weight) if need_input else None
     if 0 in x.shape or _is_for_cublas(g.T, x):
-        return dx, matmul(g.T, x), g.sum(0)
-    return dx, *_gradients(contiguous(g), contiguous(x))
+        return dx, product(g.T, x), g.sum(0)
+    return dx, *_gradients(g, x)
+
+
+def product(a, b, bias=None, scale=1.0):
+    """scale·(a @ b) + bias: a (..., n, k), b (..., k, m), bias (m,) or None -> (..., n, m).
+
+    A stack times one matrix is one product of two. Where the matrices of b are interleaved in memory (the heads of
+    attention are, pixel by pixel) so are the result's.
+    """
+    if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous:
+        rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+        return product(rows, b, bias, scale).reshape(*a.shape[:-1], b.shape[1])
+    if a.dtype != b.dtype or a.dtype.char not in "fd" or _is_for_cublas(a, b):
+        y = _cublas(a, b)
+        if scale != 1:
+            y *= scale
+        return y if bias is None else cupy().add(y, bias, out=y)
+    plain = bias is None and scale == 1 and a.ndim == b.ndim == 2
+    if plain and len(b) >= LONG and a.T.flags.c_contiguous and b.flags.c_contiguous:
+        return _gradients(a.T, b)[0]
+    return _product(a, b, bias, scale)
 
 
 def _is_for_cublas(a, b):
@@ -57,10 +69,9 @@ def _is_for_cublas(a, b):
             and not cupy().cuda.get_current_stream().is_capturing())
 
 
-def _product(a, b, bias):
-    """a (..., n, k) @ b (..., k, m) + bias."""
+def _product(a, b, bias, scale):
     if bias is None and _interleaved(a.swapaxes(-1, -2)) and not _interleaved(b):
-        return _product(b.swapaxes(-1, -2), a.swapaxes(-1, -2), None).swapaxes(-1, -2)
+        return _product(b.swapaxes(-1, -2), a.swapaxes(-1, -2), None, scale).swapaxes(-1, -2)
     *stack, n, k = a.shape
     *others, _, m = b.shape
     if stack != others:
@@ -68,16 +79,15 @@ def _product(a, b, bias):
     if len(stack) > 2:
         a, b = (cupy().broadcast_to(x, (*stack, *x.shape[-2:])) for x in (a, b))
         a, b = (x.reshape(math.prod(stack), *x.shape[-2:]) for x in (a, b))
-        return _product(a, b, bias).reshape(*stack, n, m)
+        return _product(a, b, bias, scale).reshape(*stack, n, m)
     outer, inner = (1, 1, *stack)[-2:]
     y = cupy().empty((outer, n, inner, m), a.dtype).swapaxes(1, 2) if _interleaved(b) else (
         cupy().empty((outer, inner, n, m), a.dtype))
     (a, *of_a), (b, *of_b), (y, *of_y) = map(_operand, (a, b, y))
     warps = (4, 1) if m <= 32 else (1, 4) if n <= 32 else (2, 2)
-    bias_pitch = m if bias is not None and bias.ndim == 2 else 0
-    product = struct(PRODUCT, of_a[1], of_b[1], of_y[1], n, m, k, inner, bias_pitch)
+    sizes = struct(PRODUCT, of_a[1], of_b[1], of_y[1], n, m, k, inner, scale)
     launch(tile_kernel(f"product_{of_a[0]}{of_b[0]}", "matmul", a.dtype, warps),
-           (tiles_of(n, m, warps) * outer * inner,), (128,), (a, b, contiguous(bias), y, product))
+           (tiles_of(n, m, warps) * outer * inner,), (128,), (a, b, bias, y, sizes))
     return y.reshape(*stack, n, m)
 
 
@@ -98,19 +108,12 @@ def _operand(a):
 
 def _gradients(g, x):
     """gᵀ x and the sums of g's columns."""
-    (terms, rows), columns = g.shape, x.shape[1]
+    g, x, (terms, rows), columns = contiguous(g), contiguous(x), g.shape, x.shape[1]
     return gradients("linear_gradient", "matmul", g, x, rows, columns, terms, np.int32(rows), np.int32(columns), terms)
 
 
-_is_set = None
-
-
-def _set_tf32(allowed):
-    """Tell CuPy; it reads CUPY_TF32 from the environment only once."""
-    global _is_set
-    if allowed != _is_set:
-        core = cupy()._core
-        linalg = core._routines_linalg
-        kind = linalg.COMPUTE_TYPE_TF32 if allowed else linalg.COMPUTE_TYPE_DEFAULT
-        core.set_compute_type(np.float32, kind)
-        _is_set = allowed
+def _cublas(a, b):
+    core = cupy()._core
+    kinds = core._routines_linalg  # CuPy itself would read CUPY_TF32 from the environment, once
+    core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if tf32_allowed() else kinds.COMPUTE_TYPE_DEFAULT)
+    return cupy().matmul(a, b)

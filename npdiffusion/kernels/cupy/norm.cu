@@ -118,10 +118,10 @@ __device__ real before_silu(real g, real z, int silu) {
 // With d = the gradient before the SiLU and means over the group:
 // dx = rstd (d factor - mean(d factor) - xhat mean(d factor xhat)). With a sample's sums over the pixels A = sum d xhat
 // and B = sum d: parts (N, 2, C) = A (1 + scale) and B (1 + scale), whose sums over the samples are dweight and dbias;
-// dscale_shift = A weight + B bias and B. If `onto` is not NULL, dx is added to it. Grid: samples * groups.
+// dscale_shift = A weight + B bias and B. Grid: samples * groups.
 extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
     const real *g, const real *x, const real *mean, const real *rstd, const real *weight, const real *bias,
-    const real *scale_shift, const real *onto, real *dx, real *parts, real *dscale_shift, Norm settings) {
+    const real *scale_shift, real *dx, real *parts, real *dscale_shift, Norm settings) {
     __shared__ real shared[THREADS];
     const Block b = block_of(settings);
     const int pixels = settings.pixels, channels = settings.channels, width = settings.width;
@@ -168,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm_backward(
             const long long i = b.start + (long long)p * channels + c;
             const real xhat = (x[i] - mu) * r;
             const real d = before_silu(g[i], xhat * a.factor + a.summand, settings.silu);
-            dx[i] = r * (d * a.factor - d_mean - xhat * along_mean) + (onto ? onto[i] : 0);
+            dx[i] = r * (d * a.factor - d_mean - xhat * along_mean);
         }
     }
 }

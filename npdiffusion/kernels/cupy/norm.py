@@ -3,7 +3,7 @@ from memory and then from cache."""
 
 import numpy as np
 
-from ...backend import cupy
+from ...device import cupy
 from .build import kernel, launch, struct
 from .elementwise import sum_parts
 from .layout import channels_last, contiguous, to_nchw
@@ -33,14 +33,13 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     return to_nchw(y), mean, rstd
 
 
-def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None, onto=None):
-    """Gradients of ``group_norm`` from g (N, C, H, W): dx, plus the array ``onto`` if given, dweight (C,), dbias (C,),
-    dscale_shift (N, 2·C) or None."""
-    g, x, onto, conditions = *map(channels_last, (g, x, onto)), map(contiguous, (weight, bias, scale_shift))
+def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
+    """Gradients of ``group_norm`` from g (N, C, H, W): dx, dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None."""
+    g, x, conditions = channels_last(g), channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
     xp = cupy()
     dx, parts = xp.empty(x.shape, x.dtype), xp.empty((n, 2 * c), x.dtype)  # of dweight and dbias, for each sample
     dscale_shift = None if scale_shift is None else xp.empty(parts.shape, x.dtype)
-    _launch("group_norm_backward", (g, x, mean, rstd, *conditions, onto, dx, parts, dscale_shift), x, groups, silu)
+    _launch("group_norm_backward", (g, x, mean, rstd, *conditions, dx, parts, dscale_shift), x, groups, silu)
     sums = sum_parts(parts)
     return to_nchw(dx), sums[:c], sums[c:], dscale_shift

@@ -1,37 +1,72 @@
-// The optimiser's step, the moving average of weights and the gradient's norm, over flat arrays: a thread for each
-// element. What changes from step to step may be given as an array on the device, so that a captured graph of
-// launches can be replayed; NULL takes the numbers of the launch.
+// Optimisers: one launch changes many arrays. A table of pointers, passed by value, lists rows of ARRAYS arrays of one
+// size (a weight, its gradient, ...), whose memory is walked from end to end. Blocks along y take a row each, blocks
+// along x share its elements. All parameters of a kernel may take 4096 bytes.
 
-struct Adam { double lr, correction1, correction2, beta1, beta2, eps, weight_decay; long long decoupled; };
+template <int ARRAYS> struct Table {
+    static const int ROWS = 3992 / (8 * (ARRAYS + 1));
+    long long first;  // number of the first row, where there are more than one table holds
+    long long size[ROWS];
+    real *array[ROWS][ARRAYS];
+};
 
-// m and v move towards g and g^2, w against their quotient (Kingma & Ba 2015, algorithm 1):
-//     w -= lr / correction1 * m / (sqrt(v / correction2) + eps),    correction = 1 - beta^k at step k
-// Decoupled weight decay shrinks w (Loshchilov & Hutter 2019), the other one adds to g.
-// changing: lr, correction1, correction2. factor: what g is multiplied by (see clip_factor), or NULL.
-extern "C" __global__ void adam(real *w, const real *g, real *m, real *v, long long size, Adam d,
-                                const double *changing, const real *factor) {
-    const long long i = blockIdx.x * 256ll + threadIdx.x;
-    if (i >= size) return;
-    const double lr = changing ? changing[0] : d.lr;
-    const real step = (real)(lr / (changing ? changing[1] : d.correction1));
-    const real unbias = (real)(1 / sqrt(changing ? changing[2] : d.correction2));
-    const real beta1 = (real)d.beta1, beta2 = (real)d.beta2;
+// How a thread walks through the elements of a row.
+#define FIRST (blockIdx.x * 256ll + threadIdx.x)
+#define STEP (gridDim.x * 256ll)
 
-    real weight = w[i], slope = factor ? g[i] * factor[0] : g[i];
-    if (d.decoupled) weight *= (real)(1 - lr * d.weight_decay);
-    else slope += (real)d.weight_decay * weight;
-    const real mean = beta1 * m[i] + (real)(1 - d.beta1) * slope;
-    const real square = beta2 * v[i] + (real)(1 - d.beta2) * (slope * slope);
-    m[i] = mean;
-    v[i] = square;
-    w[i] = weight - step * mean / (sqrt(square) * unbias + (real)d.eps);
+// v = momentum v + (g + weight_decay w), w -= lr v. Rows: w, v, g.
+extern "C" __global__ void sgd(Table<3> t, const double *lr, double momentum, double weight_decay) {
+    real *w = t.array[blockIdx.y][0], *v = t.array[blockIdx.y][1];
+    const real *g = t.array[blockIdx.y][2];
+    const long long size = t.size[blockIdx.y];
+    const real rate = (real)*lr;
+    for (long long i = FIRST; i < size; i += STEP) {
+        const real velocity = (real)momentum * v[i] + (g[i] + (real)weight_decay * w[i]);
+        v[i] = velocity;
+        w[i] -= rate * velocity;
+    }
 }
 
-// average += (1 - decay) (w - average); changing: decay.
-extern "C" __global__ void ema(real *average, const real *w, long long size, double decay, const double *changing) {
-    const long long i = blockIdx.x * 256ll + threadIdx.x;
-    if (i >= size) return;
-    average[i] += (real)(1 - (changing ? changing[0] : decay)) * (w[i] - average[i]);
+struct Adam { double beta1, beta2, eps, weight_decay; long long decoupled; };
+
+// m and v move towards g and g^2, w against their quotient (Kingma & Ba 2015, algorithm 1):
+//     w -= lr / (1 - beta1^k) m / (sqrt(v) / sqrt(1 - beta2^k) + eps) at step k
+// Decoupled weight decay shrinks w (Loshchilov & Hutter 2019), the other one adds to g. Rows: w, m, v, g, k.
+extern "C" __global__ void adam(Table<5> t, const double *lr, Adam d) {
+    __shared__ double step, unbias;
+    real *w = t.array[blockIdx.y][0], *m = t.array[blockIdx.y][1], *v = t.array[blockIdx.y][2];
+    const real *g = t.array[blockIdx.y][3];
+    const long long size = t.size[blockIdx.y];
+    if (blockIdx.x * 256ll >= size) return;
+    if (threadIdx.x == 0) {  // for all: many GPUs are slow in double
+        const double k = *(const long long *)t.array[blockIdx.y][4];
+        step = *lr / (1 - pow(d.beta1, k));
+        unbias = 1 / sqrt(1 - pow(d.beta2, k));
+    }
+    __syncthreads();
+    const real shrink = d.decoupled ? (real)(1 - *lr * d.weight_decay) : 1;
+    const real decay = d.decoupled ? 0 : (real)d.weight_decay;
+    for (long long i = FIRST; i < size; i += STEP) {
+        const real slope = g[i] + decay * w[i];
+        const real mean = (real)d.beta1 * m[i] + (real)(1 - d.beta1) * slope;
+        const real square = (real)d.beta2 * v[i] + (real)(1 - d.beta2) * (slope * slope);
+        m[i] = mean;
+        v[i] = square;
+        w[i] = shrink * w[i] - (real)step * mean / (sqrt(square) * (real)unbias + (real)d.eps);
+    }
+}
+
+// k += 1. Rows: k.
+extern "C" __global__ void count(Table<1> t) {
+    if (threadIdx.x == 0) ++*(long long *)t.array[blockIdx.y][0];
+}
+
+// s += (1 - d) (w - s), d = min(decay, (1 + k) / (10 + k)). Rows: s, w.
+extern "C" __global__ void ema(Table<2> t, const long long *k, double decay) {
+    real *s = t.array[blockIdx.y][0];
+    const real *w = t.array[blockIdx.y][1];
+    const long long size = t.size[blockIdx.y];
+    const real rest = (real)(1 - fmin(decay, (1.0 + *k) / (10.0 + *k)));
+    for (long long i = FIRST; i < size; i += STEP) s[i] += rest * (w[i] - s[i]);
 }
 
 // The sum over a block of 256 threads, given to its thread 0; always in the same order.
@@ -45,36 +80,33 @@ __device__ double sum_over_block(double value) {
     return shared[0];
 }
 
-// parts[block]: the sum of squares of the block's share of g.
-extern "C" __global__ void squares(const real *g, double *parts, long long size) {
-    const long long first = size * blockIdx.x / gridDim.x, last = size * (blockIdx.x + 1) / gridDim.x;
+// parts[row][block]: the sum of squares of the block's share of the row. Rows: g.
+extern "C" __global__ void squares(Table<1> t, double *parts) {
+    const real *g = t.array[blockIdx.y][0];
+    const long long size = t.size[blockIdx.y];
     double sum = 0;
-    for (long long i = first + threadIdx.x; i < last; i += 256) sum += (double)g[i] * g[i];
+    for (long long i = FIRST; i < size; i += STEP) sum += (double)g[i] * g[i];
     sum = sum_over_block(sum);
-    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+    if (threadIdx.x == 0) parts[(t.first + blockIdx.y) * gridDim.x + blockIdx.x] = sum;
 }
 
-// result = norm of g, and the factor that limits it to max_norm. One block.
-extern "C" __global__ void clip_factor(const double *parts, int count, double max_norm, real *result) {
+// norm = the square root of the sum of all parts; factor = what limits it to max_norm. One block.
+extern "C" __global__ void clip_factor(const double *parts, long long count, double max_norm, real *norm,
+                                       double *factor) {
     double sum = 0;
-    for (int i = threadIdx.x; i < count; i += 256) sum += parts[i];
-    const double norm = sqrt(sum_over_block(sum));
+    for (long long i = threadIdx.x; i < count; i += 256) sum += parts[i];
+    const double root = sqrt(sum_over_block(sum));
     if (threadIdx.x == 0) {
-        result[0] = (real)norm;
-        result[1] = norm > max_norm ? (real)(max_norm / (norm + 1e-6)) : 1;
+        *norm = (real)root;
+        *factor = root > max_norm ? max_norm / (root + 1e-6) : 1;
     }
 }
 
-extern "C" __global__ void scale(real *g, const real *factor, long long size) {
-    const long long i = blockIdx.x * 256ll + threadIdx.x;
-    if (i < size) g[i] *= factor[0];
-}
-
-// Many arrays into one: out[offsets[a] + i] = arrays[a][i] for i < offsets[a + 1] - offsets[a]. Blocks along y: arrays.
-struct Arrays { const real *arrays[100]; long long offsets[101]; };
-
-extern "C" __global__ void gather(Arrays from, real *out) {
-    const long long start = from.offsets[blockIdx.y], size = from.offsets[blockIdx.y + 1] - start;
-    const real *array = from.arrays[blockIdx.y];
-    for (long long i = blockIdx.x * 256ll + threadIdx.x; i < size; i += gridDim.x * 256ll) out[start + i] = array[i];
+// g *= factor. Rows: g.
+extern "C" __global__ void scale(Table<1> t, const double *factor) {
+    real *g = t.array[blockIdx.y][0];
+    const long long size = t.size[blockIdx.y];
+    const real limited = (real)*factor;
+    if (limited != 1)
+        for (long long i = FIRST; i < size; i += STEP) g[i] *= limited;
 }

@@ -1,64 +1,108 @@
-"""Optimiser steps over flat arrays: one launch for all parameters.
+"""Steps of optimisers over lists of arrays, one for each parameter: a launch takes many of them (optim.cu).
 
-What changes from step to step may be given as numbers, or as a float64 array on the device, for launches that are
-captured in a CUDA graph.
+Counts and the learning rate are arrays () on the device, so that a captured CUDA graph of a step can be replayed.
 """
+
+from contextlib import contextmanager
+from functools import cache
+from itertools import groupby
 
 import numpy as np
 
-from ...backend import cupy
-from .build import ceil_div, kernel, launch, launch_each
+from ...device import cupy
+from .build import ceil_div, kernel, launch, struct
+from .layout import contiguous
 
-__all__ = ["adam", "clip_norm", "ema", "gather"]
+__all__ = ["adam", "clip_grad_norm", "ema", "sgd"]
 
-ADAM = np.dtype([*((name, "f8") for name in (
-    "lr", "correction1", "correction2", "beta1", "beta2", "eps", "weight_decay")), ("decoupled", "i8")])  # struct Adam
-MANY = 100  # arrays that one launch gathers
-ARRAYS = np.dtype([("arrays", "u8", MANY), ("offsets", "i8", MANY + 1)])  # struct Arrays
-PARTS = 256  # blocks that share a sum
+ADAM = np.dtype([*((name, "f8") for name in ("beta1", "beta2", "eps", "weight_decay")), ("decoupled", "i8")])
+BLOCKS = 64  # that share a large array
 
 
-def adam(w, g, m, v, changing, beta1, beta2, eps, weight_decay, decoupled, factor=None):
-    """A step of Adam, or, ``decoupled``, AdamW: changes w, m and v, all of one size.
+def sgd(params, grads, velocities, lr, momentum, weight_decay):
+    """v ← μ·v + (g + λ·w), w ← w − lr·v, with momentum μ and weight decay λ; lr an array () of float64."""
+    with walkable(params, velocities, read=[grads]) as rows:
+        launch_rows("sgd", rows, lr, float(momentum), float(weight_decay))
 
-    changing: lr, 1 − β₁^k and 1 − β₂^k at step k, a list or an array on the device.
-    factor: array (1,) or () to multiply g by, such as ``clip_norm`` gives.
+
+def adam(params, grads, ms, vs, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
+    """A step of Adam or, ``decoupled``, AdamW; steps: for each parameter an array () of int64, its count k:
+
+        k ← k + 1,  m ← β₁·m + (1 − β₁)·g,  v ← β₂·v + (1 − β₂)·g²
+        w ← w − lr·m̂/(√v̂ + eps),  m̂ = m/(1 − β₁^k),  v̂ = v/(1 − β₂^k)
     """
-    numbers, changing = (changing, None) if isinstance(changing, list) else ([0.0, 1.0, 1.0], changing)
-    numbers = np.array((*numbers, beta1, beta2, eps, weight_decay, decoupled), ADAM)[()]
-    launch_each("adam", "optim", w, (w, g, m, v, w.size, numbers, changing, factor))
+    launch_rows("count", [(k,) for k in steps])
+    with walkable(params, ms, vs, read=[grads]) as rows:
+        rows = [(*row, k) for row, k in zip(rows, steps)]
+        launch_rows("adam", rows, lr, struct(ADAM, beta1, beta2, eps, weight_decay, decoupled))
 
 
-def ema(average, w, decay):
-    """average ← decay·average + (1 − decay)·w; decay: a number, or an array of one element on the device."""
-    number, changing = (decay, None) if isinstance(decay, (int, float)) else (0.0, decay)
-    launch_each("ema", "optim", w, (average, w, w.size, float(number), changing))
+def ema(averages, params, updates, decay):
+    """s ← d·s + (1 − d)·w, d = min(decay, (1 + k)/(10 + k)); updates: an array () of int64, the count k ← k + 1."""
+    cupy().add(updates, 1, out=updates)
+    with walkable(averages, read=[params]) as rows:
+        launch_rows("ema", rows, updates, float(decay))
 
 
-def clip_norm(g, max_norm, scale=True):
-    """Array (2,): the norm of the flat array g, and the factor that limits it to max_norm; multiplies g if ``scale``.
+def clip_grad_norm(grads, max_norm):
+    """Scale the gradients by max_norm/‖g‖ if their joint norm ‖g‖ is larger; returns ‖g‖, an array ().
 
     Sums in float64, in a fixed order.
     """
-    count = max(1, min(PARTS, ceil_div(g.size, 4096)))
-    parts, result = cupy().empty(count, np.float64), cupy().empty(2, g.dtype)
-    launch(kernel("squares", "optim", g.dtype), (count,), (256,), (g, parts, g.size))
-    args = parts, np.int32(count), float(max_norm), result
-    launch(kernel("clip_factor", "optim", g.dtype), (1,), (256,), args)
-    if scale:
-        launch_each("scale", "optim", g, (g, result[1:], g.size))
-    return result
+    xp = cupy()
+    norm, factor = xp.empty((), grads[0].dtype), xp.empty((), np.float64)
+    with walkable(grads) as rows:
+        parts = xp.empty((len(rows), blocks(rows)), np.float64)
+        launch_rows("squares", rows, parts)
+        args = parts, parts.size, float(max_norm), norm, factor
+        launch(kernel("clip_factor", "optim", norm.dtype), (1,), (256,), args)
+        launch_rows("scale", rows, factor)
+    return norm
 
 
-def gather(arrays, out):
-    """Copy arrays, of out's dtype and dense in memory, one after the other into the flat array out, as they lie."""
-    start = 0
-    for first in range(0, len(arrays), MANY):
-        some = arrays[first:first + MANY]
-        table = np.zeros((), ARRAYS)
-        table["arrays"][:len(some)] = [a.data.ptr for a in some]
-        table["offsets"][1:len(some) + 1] = np.cumsum([a.size for a in some])
-        end = start + int(table["offsets"][len(some)])
-        blocks = min(32, ceil_div(max(a.size for a in some), 256))
-        launch(kernel("gather", "optim", out.dtype), (blocks, len(some)), (256,), (table[()], out[start:end]))
-        start = end
+@contextmanager
+def walkable(*changed, read=()):
+    """Rows of arrays, one from each list, for a kernel that walks through their memory from end to end.
+
+    They lie without gaps, and in the axis order of the row's first array; what does not is copied, and copies of arrays
+    from the lists ``changed`` are written back in the end.
+    """
+    rows, copies = [], []
+    for row in zip(*changed, *read):
+        w = row[0]
+        if not all(a.flags.c_contiguous and a.dtype == w.dtype for a in row):
+            order = sorted(range(w.ndim), key=lambda axis: -w.strides[axis])
+            views = [a.transpose(order) for a in row]
+            row = [contiguous(view.astype(w.dtype, copy=False)) for view in views]
+            copies += [(view, a) for view, a in zip(views[:len(changed)], row) if a is not view]
+        rows.append(row)
+    yield rows
+    for view, a in copies:
+        view[...] = a
+
+
+def launch_rows(name, rows, *args):
+    """Run the kernel ``name`` of optim.cu on rows of arrays, as many in a launch as a table holds and are of one dtype."""
+    first, shared_by = 0, blocks(rows)
+    for dtype, same in groupby(rows, lambda row: row[0].dtype):
+        same = list(same)
+        real, layout = "float32" if dtype == np.int64 else dtype, table(len(same[0]))  # counts: the kernel has no real
+        many = layout["size"].shape[0]
+        for some in (same[i:i + many] for i in range(0, len(same), many)):
+            t = np.zeros((), layout)
+            t["first"], t["size"][:len(some)] = first, [row[0].size for row in some]
+            t["array"][:len(some)] = [[a.data.ptr for a in row] for row in some]
+            launch(kernel(name, "optim", real), (shared_by, len(some)), (256,), (t[()], *args))
+            first += len(some)
+
+
+def blocks(rows):
+    """How many blocks share each of the rows."""
+    return max(1, min(BLOCKS, ceil_div(max((row[0].size for row in rows), default=0), 256)))
+
+
+@cache
+def table(arrays):
+    """struct Table<arrays>."""
+    rows = 3992 // (8 * (arrays + 1))
+    return np.dtype([("first", "i8"), ("size", "i8", rows), ("array", "u8", (rows, arrays))])

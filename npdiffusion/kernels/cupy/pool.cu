@@ -28,9 +28,10 @@ __device__ void write(real *to, const Four &four, int count) {
 // What a thread works on: `count` channels from c on, of pixel (row, column) of an image of so many columns.
 struct Place {
     int row, column, c, count;
-    long long at;  // in the image
+    long long at, in, out;  // where in the image; numbers in a sample of x and of y
 
-    __device__ Place(const Pool &d, int columns) {
+    __device__ Place(const Pool &d, int columns)
+        : in((long long)d.size[0] * d.size[1] * d.channels), out((long long)d.out_size[0] * d.out_size[1] * d.channels) {
         const int i = blockIdx.x * blockDim.x + threadIdx.x, fours = (d.channels + 3) / 4, pixel = i / fours;
         c = 4 * (i % fours);
         count = d.channels - c;
@@ -57,8 +58,6 @@ __device__ Four pixel(const real *image, const Pool &d, int h, int w, const Plac
 
 extern "C" __global__ void max_pool2d(const real *x, real *y, Pool d) {
     const Place place(d, d.out_size[1]);
-    const long long in = (long long)d.size[0] * d.size[1] * d.channels;
-    const long long out = (long long)d.out_size[0] * d.out_size[1] * d.channels;
     if (place.row >= d.out_size[0]) return;
     const int top = place.row * d.stride[0] - d.padding[0], left = place.column * d.stride[1] - d.padding[1];
     for (int n = blockIdx.y; n < d.samples; n += gridDim.y) {
@@ -66,22 +65,20 @@ extern "C" __global__ void max_pool2d(const real *x, real *y, Pool d) {
         for (int a = 0; a < d.kernel[0]; a++)
             for (int b = 0; b < d.kernel[1]; b++) {
                 const int h = top + a * d.dilation[0], w = left + b * d.dilation[1];
-                const Four four = pixel(x + n * in, d, h, w, place, MINUS_INFINITY);
+                const Four four = pixel(x + n * place.in, d, h, w, place, MINUS_INFINITY);
                 for (int e = 0; e < 4; e++)  // NaN wins, and stays
                     if (four.v[e] > best.v[e] || four.v[e] != four.v[e]) best.v[e] = four.v[e];
             }
-        write(y + n * out + place.at, best, place.count);
+        write(y + n * place.out + place.at, best, place.count);
     }
 }
 
 // dx: a window's gradient goes to the first of its taps (row by row) that equals its maximum y; to none if y is NaN.
 extern "C" __global__ void max_pool2d_backward(const real *g, const real *x, const real *y, real *dx, Pool d) {
     const Place place(d, d.size[1]);
-    const long long in = (long long)d.size[0] * d.size[1] * d.channels;
-    const long long out = (long long)d.out_size[0] * d.out_size[1] * d.channels;
     if (place.row >= d.size[0]) return;
     for (int n = blockIdx.y; n < d.samples; n += gridDim.y) {
-        const real *image = x + n * in;
+        const real *image = x + n * place.in;
         const Four mine = read(image + place.at, place.count);
         Four sum = {};
         for (int a = 0; a < d.kernel[0]; a++) {
@@ -89,7 +86,7 @@ extern "C" __global__ void max_pool2d_backward(const real *g, const real *x, con
             for (int b = 0; p >= 0 && b < d.kernel[1]; b++) {
                 const int q = window_of(d, 1, place.column, b);
                 if (q < 0) continue;
-                const long long window = n * out + ((long long)p * d.out_size[1] + q) * d.channels + place.c;
+                const long long window = n * place.out + ((long long)p * d.out_size[1] + q) * d.channels + place.c;
                 const Four best = read(y + window, place.count), slope = read(g + window, place.count);
                 bool first[4];
                 for (int e = 0; e < 4; e++) first[e] = mine.v[e] == best.v[e];
@@ -103,15 +100,13 @@ extern "C" __global__ void max_pool2d_backward(const real *g, const real *x, con
                     if (first[e]) sum.v[e] += slope.v[e];
             }
         }
-        write(dx + n * in + place.at, sum, place.count);
+        write(dx + n * place.in + place.at, sum, place.count);
     }
 }
 
 // y = the sum over a window divided by counts[p, q]; zeros outside x.
 extern "C" __global__ void avg_pool2d(const real *x, const real *counts, real *y, Pool d) {
     const Place place(d, d.out_size[1]);
-    const long long in = (long long)d.size[0] * d.size[1] * d.channels;
-    const long long out = (long long)d.out_size[0] * d.out_size[1] * d.channels;
     if (place.row >= d.out_size[0]) return;
     const int top = place.row * d.stride[0] - d.padding[0], left = place.column * d.stride[1] - d.padding[1];
     const real count = counts[place.row * d.out_size[1] + place.column];
@@ -119,18 +114,16 @@ extern "C" __global__ void avg_pool2d(const real *x, const real *counts, real *y
         Four sum = {};
         for (int h = top; h < top + d.kernel[0]; h++)
             for (int w = left; w < left + d.kernel[1]; w++) {
-                const Four four = pixel(x + n * in, d, h, w, place, 0);
+                const Four four = pixel(x + n * place.in, d, h, w, place, 0);
                 for (int e = 0; e < 4; e++) sum.v[e] += four.v[e];
             }
         for (int e = 0; e < 4; e++) sum.v[e] /= count;
-        write(y + n * out + place.at, sum, place.count);
+        write(y + n * place.out + place.at, sum, place.count);
     }
 }
 
 extern "C" __global__ void avg_pool2d_backward(const real *g, const real *counts, real *dx, Pool d) {
     const Place place(d, d.size[1]);
-    const long long in = (long long)d.size[0] * d.size[1] * d.channels;
-    const long long out = (long long)d.out_size[0] * d.out_size[1] * d.channels;
     if (place.row >= d.size[0]) return;
     for (int n = blockIdx.y; n < d.samples; n += gridDim.y) {
         Four sum = {};
@@ -139,9 +132,9 @@ extern "C" __global__ void avg_pool2d_backward(const real *g, const real *counts
                 const int p = window_of(d, 0, place.row, a), q = window_of(d, 1, place.column, b);
                 if (p < 0 || q < 0) continue;
                 const int window = p * d.out_size[1] + q;
-                const Four slope = read(g + n * out + (long long)window * d.channels + place.c, place.count);
+                const Four slope = read(g + n * place.out + (long long)window * d.channels + place.c, place.count);
                 for (int e = 0; e < 4; e++) sum.v[e] += slope.v[e] / counts[window];
             }
-        write(dx + n * in + place.at, sum, place.count);
+        write(dx + n * place.in + place.at, sum, place.count);
     }
 }

@@ -2,10 +2,15 @@
 
 import numpy as np
 
-from ...backend import cupy
+from ...device import cupy
 from .build import ceil_div, kernel, launch
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "default_rng"]
+
+
+def default_rng(seed):
+    """A generator that draws on the current GPU."""
+    return Generator(seed)
 
 
 class Generator:

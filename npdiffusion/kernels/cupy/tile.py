@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...backend import cupy, tf32_allowed
+from ...device import cupy, tf32_allowed
 from .build import ceil_div, kernel, launch
 from .elementwise import sum_parts
 

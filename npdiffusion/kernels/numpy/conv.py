@@ -13,16 +13,16 @@ at a time in a buffer that stays in cache. Convolution is bilinear, so two loops
 
 and where the stride is 1, scattering is gathering with flipped taps, which is faster.
 
-Arrays show NCHW shapes over channels-last memory. stride, dilation and output_padding are pairs
-(vertical, horizontal), padding is ((top, bottom), (left, right)). Arguments are not checked here.
+Arrays show NCHW shapes over channels-last memory. stride, dilation and padding (top, left) are pairs; what lies behind
+follows from the result's size.
 """
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ...threads import get_num_threads, parallel, scratch
-from .elementwise import add, channel_sums
-from .layout import channels_last, to_nchw
+from ...threads import get_num_threads, one_blas_thread, parallel, scratch
+from .elementwise import LARGE
+from .layout import channels_last, pixel_rows, sums_over_pixels, to_nchw
 from .windows import chunks, padded
 from .winograd import winograd, winograd_pays
 
@@ -31,81 +31,64 @@ __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_ba
 _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
 
 
-def conv2d(x, weight, bias, stride, padding, dilation, groups, onto=None):
-    """y (N, C_out, H_out, W_out) by the equation above, plus the array ``onto``; bias (C_out,) or None."""
-    size = [
-        (n + sum(p) - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    ]
-    return _gather(x, weight, bias, None, size, stride, _corner(padding), dilation, groups, onto=onto)[0]
+def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
+    """y (N, C_out, *size) by the equation above; bias (C_out,) or None."""
+    return _gather(x, weight, bias, None, size, stride, padding, dilation, groups)[0]
 
 
-def conv2d_backward(
-    g, x, weight, stride, padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
-):
+def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """Gradients dx, dweight and dbias of <g, conv2d(x, weight, bias)>; None for those that are not needed.
 
     With stride 1, <g, conv(x, weight)> = <x, conv(g, flipped weight)>: the columns of g give both.
     """
-    corner = _corner(padding)
+    need_input, need_weight, need_bias = needs
     dx = dweight = None
     dbias = channel_sums(g) if need_bias else None
     if need_input and tuple(stride) == (1, 1):
-        partner = x if need_weight else None
-        corner = _flipped_corner(weight, corner, dilation)
-        flipped = _flip(weight, groups)
-        dx, dflipped = _gather(g, flipped, None, partner, x.shape[2:], stride, corner, dilation, groups)
+        padding = _flipped_padding(weight, padding, dilation)
+        flipped, cotangent = _flip(weight, groups), x if need_weight else None
+        dx, dflipped = _gather(g, flipped, None, cotangent, x.shape[2:], stride, padding, dilation, groups)
         return dx, _flip(dflipped, groups) if need_weight else None, dbias
     if need_input:
-        dx = _scatter(g, weight, None, x.shape[2:], stride, corner, dilation, groups)
+        dx = _scatter(g, weight, None, x.shape[2:], stride, padding, dilation, groups)
     if need_weight:
-        dweight = _gather(x, weight, None, g, g.shape[2:], stride, corner, dilation, groups, need_y=False)[1]
+        dweight = _gather(x, weight, None, g, g.shape[2:], stride, padding, dilation, groups, need_y=False)[1]
     return dx, dweight, dbias
 
 
-def conv_transpose2d(x, weight, bias, stride, padding, output_padding, dilation, groups):
-    """Transposed convolution: x (N, C_in, H, W), weight (C_in, C_out/groups, kh, kw) -> y.
+def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
+    """Transposed convolution: x (N, C_in, H, W), weight (C_in, C_out/groups, kh, kw) -> y (N, C_out, *size).
 
     y is the input gradient of the convolution with this weight whose output is x: each pixel of x
     adds its multiple of the taps to the window of y that it would have been computed from.
     """
-    size = [
-        (n - 1) * s - sum(p) + d * (k - 1) + e + 1
-        for n, k, s, p, d, e in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding)
-    ]
-    corner = _corner(padding)
     if tuple(stride) == (1, 1):
-        corner = _flipped_corner(weight, corner, dilation)
-        return _gather(x, _flip(weight, groups), bias, None, size, stride, corner, dilation, groups)[0]
-    return _scatter(x, weight, bias, size, stride, corner, dilation, groups)
+        padding = _flipped_padding(weight, padding, dilation)
+        return _gather(x, _flip(weight, groups), bias, None, size, stride, padding, dilation, groups)[0]
+    return _scatter(x, weight, bias, size, stride, padding, dilation, groups)
 
 
-def conv_transpose2d_backward(
-    g, x, weight, stride, padding, output_padding, dilation, groups, need_input=True, need_weight=True, need_bias=True
-):
+def conv_transpose2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """Gradients of <g, conv_transpose2d(x, weight, bias)>. Without bias it is <conv2d(g, weight), x>: one gather gives
-    dx and dweight.
-
-    output_padding only adds pixels to g's far edges; x's size already says which windows there are.
-    """
-    g, partner, corner = to_nchw(channels_last(g)), x if need_weight else None, _corner(padding)
-    dx, dweight = _gather(g, weight, None, partner, x.shape[2:], stride, corner, dilation, groups, need_y=need_input)
+    dx and dweight."""
+    need_input, need_weight, need_bias = needs
+    g, cotangent = to_nchw(channels_last(g)), x if need_weight else None
+    dx, dweight = _gather(g, weight, None, cotangent, x.shape[2:], stride, padding, dilation, groups, need_input)
     return dx, dweight, channel_sums(g) if need_bias else None
 
 
-def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, need_y=True, onto=None):
-    """Convolution y of x, plus ``onto`` if given, and the gradient dweight of <partner, y> if a partner is given.
+def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups, need_y=True):
+    """Convolution y of x, and the gradient dweight of <cotangent, y> if a cotangent is given.
 
-    size is y's (H, W); corner = (top, left) padding. The far padding follows from the size.
+    size is y's (H, W); padding (top, left): the far padding follows from the size.
     """
     if winograd_pays(len(x), weight.shape, size, stride, dilation, groups):
-        return winograd(x, weight, bias, partner, size, corner, need_y, onto)
-    if partner is None and tuple(stride) == (1, 1) and len(weight) == 1 and x.shape[1] >= 8:
+        return winograd(x, weight, bias, cotangent, size, padding, need_y)
+    if cotangent is None and tuple(stride) == (1, 1) and len(weight) == 1 and x.shape[1] >= 8:
         # One channel out: a product for each tap, added with shifts, is less memory than the columns.
-        corner = _flipped_corner(weight, corner, dilation)
-        y = _scatter(x, _flip(weight, groups), bias, size, stride, corner, dilation, groups)
-        return y if onto is None else add(y, onto, out=y), None
-    x, partner, onto = map(channels_last, (x, partner, onto))
+        padding = _flipped_padding(weight, padding, dilation)
+        return _scatter(x, _flip(weight, groups), bias, size, stride, padding, dilation, groups), None
+    x, cotangent = channels_last(x), channels_last(cotangent)
     (out_channels, c, kh, kw), (h, w) = weight.shape, size
     o, taps = out_channels // groups, kh * kw * c
     matrix = weight.reshape(groups, o, c, kh, kw).transpose(0, 3, 4, 2, 1).reshape(groups, taps, o)
@@ -114,44 +97,42 @@ def _gather(x, weight, bias, partner, size, stride, corner, dilation, groups, ne
     pieces = chunks(len(x), h, w * kh * kw * x.shape[3] * x.itemsize, _CHUNK_BYTES, get_num_threads())
 
     def run(start, stop):
-        dmatrix = np.zeros((groups, taps, o), x.dtype)
+        dmatrix = None if cotangent is None else np.zeros((groups, taps, o), x.dtype)
         for chunk in pieces[start:stop]:
             n0, n1, r0, r1 = chunk
-            columns = _columns(x, chunk, (kh, kw), w, stride, corner, dilation, groups)
+            columns = _columns(x, chunk, (kh, kw), w, stride, padding, dilation, groups)
             if need_y:
                 rows = y[n0:n1, r0:r1]
                 np.matmul(columns, matrix, out=rows.reshape(-1, groups, o).swapaxes(0, 1))
                 if bias is not None:
                     rows = rows.reshape(-1, w * out_channels)
                     np.add(rows, bias_row, out=rows)
-                if onto is not None:
-                    y[n0:n1, r0:r1] += onto[n0:n1, r0:r1]
-            if partner is not None:
-                rows = partner[n0:n1, r0:r1].reshape(-1, groups, o).swapaxes(0, 1)
+            if cotangent is not None:
+                rows = cotangent[n0:n1, r0:r1].reshape(-1, groups, o).swapaxes(0, 1)
                 product = scratch("product", dmatrix.shape, x.dtype)
                 dmatrix += np.matmul(columns.swapaxes(1, 2), rows, out=product)
         return dmatrix
 
     parts = parallel(run, len(pieces))
     y = to_nchw(y) if need_y else None
-    if partner is None:
+    if cotangent is None:
         return y, None
     dmatrix = sum(parts)  # in the order of the threads: the same bits every time
     dweight = dmatrix.reshape(groups, kh, kw, c, o).transpose(0, 4, 3, 1, 2).reshape(weight.shape)
     return y, np.ascontiguousarray(dweight)
 
 
-def _columns(x, chunk, kernel, w, stride, corner, dilation, groups):
+def _columns(x, chunk, kernel, w, stride, padding, dilation, groups):
     """The chunk's columns (groups, pixels, taps * channels of a group) of x (N, H, W, C)."""
     (n0, n1, r0, r1), (kh, kw), (sh, sw), (dh, dw) = chunk, kernel, stride, dilation
     n, rows, c = n1 - n0, r1 - r0, x.shape[3] // groups
-    unpadded = tuple(corner) == (0, 0) and r1 <= x.shape[1] and w == x.shape[2]
+    unpadded = tuple(padding) == (0, 0) and r1 <= x.shape[1] and w == x.shape[2]
     if kernel == (1, 1) and (sh, sw) == (1, 1) and unpadded:
         return x[n0:n1, r0:r1].reshape(-1, groups, c).swapaxes(0, 1)  # x itself is the matrix
 
     # The rectangle of x that the windows of these rows cover, with zeros outside x.
     size = (rows - 1) * sh + (kh - 1) * dh + 1, (w - 1) * sw + (kw - 1) * dw + 1
-    rectangle = padded(x[n0:n1], (r0 * sh - corner[0], -corner[1]), size)
+    rectangle = padded(x[n0:n1], (r0 * sh - padding[0], -padding[1]), size)
     image, row, pixel, item = rectangle.strides
     windows = as_strided(
         rectangle,
@@ -168,7 +149,7 @@ def _columns(x, chunk, kernel, w, stride, corner, dilation, groups):
     return columns.swapaxes(1, 2)
 
 
-def _scatter(x, weight, bias, size, stride, corner, dilation, groups):
+def _scatter(x, weight, bias, size, stride, padding, dilation, groups):
     """Adjoint of _gather: pixel (h, w) of x times tap (i, j) adds to y[h sh + i dh - top, ...].
 
     size is y's (H, W). Taps as large as the stride tile y without overlap and are stored directly.
@@ -198,11 +179,11 @@ def _scatter(x, weight, bias, size, stride, corner, dilation, groups):
             n0, n1 = n0 + start, n1 + start
             values, target = products(n0, n1, r0, r1), y[n0:n1].reshape(n1 - n0, *size, groups, o)
             for i, j in np.ndindex(kh, kw):
-                source_rows, rows = _landing(i * dilation[0] - corner[0], stride[0], size[0], r0, r1)
-                source_pixels, pixels = _landing(j * dilation[1] - corner[1], stride[1], size[1], 0, w)
+                source_rows, rows = _landing(i * dilation[0] - padding[0], stride[0], size[0], r0, r1)
+                source_pixels, pixels = _landing(j * dilation[1] - padding[1], stride[1], size[1], 0, w)
                 target[:, rows, pixels] += values[:, source_rows, source_pixels, i, j]
 
-    untouched = tuple(dilation) == (1, 1) and tuple(corner) == (0, 0) and tuple(size) == (h * kh, w * kw)
+    untouched = tuple(dilation) == (1, 1) and tuple(padding) == (0, 0) and tuple(size) == (h * kh, w * kw)
     if tuple(stride) == (kh, kw) and untouched:
         pieces = chunks(count, h, row_bytes, _CHUNK_BYTES, get_num_threads())
         parallel(tile, len(pieces))
@@ -219,10 +200,6 @@ def _landing(offset, stride, size, start, stop):
     return slice(first - start, last - start), landed if last > first else slice(0)
 
 
-def _corner(padding):
-    return padding[0][0], padding[1][0]
-
-
 def _flip(weight, groups):
     """(groups * o, c, kh, kw) -> (groups * c, o, kh, kw) with both taps reversed; its own inverse."""
     out_channels, c, kh, kw = weight.shape
@@ -230,6 +207,15 @@ def _flip(weight, groups):
     return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(-1, out_channels // groups, kh, kw)
 
 
-def _flipped_corner(weight, corner, dilation):
-    """Padding of the convolution with flipped taps that undoes the shifts of one with this corner."""
-    return [d * (k - 1) - p for k, d, p in zip(weight.shape[2:], dilation, corner)]
+def _flipped_padding(weight, padding, dilation):
+    """Padding in front for the convolution with flipped taps that undoes the shifts of one with this padding."""
+    return [d * (k - 1) - p for k, d, p in zip(weight.shape[2:], dilation, padding)]
+
+
+def channel_sums(x):
+    """Σ x over samples and pixels, the gradient of a bias: (N, C, H, W) -> (C,)."""
+    rows, c = pixel_rows(x), x.shape[1]
+    if x.size < LARGE:
+        with one_blas_thread():
+            return sums_over_pixels(rows, c).sum(0)
+    return sum(parallel(lambda start, stop: sums_over_pixels(rows[start:stop], c).sum(0), len(rows)))

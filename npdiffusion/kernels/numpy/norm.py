@@ -104,7 +104,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     return to_nchw(out), mu, rstd
 
 
-def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None, onto=None):
+def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
     """Gradients of ``group_norm`` from g (N, C, H, W), the gradient of its result.
 
     With x̂ = (x − μ)·rstd, d = g (times silu'(y) if ``silu``), means over a group, and w = weight·(1 + scale):
@@ -113,10 +113,10 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     dweight = A·(1 + scale),      dbias = B·(1 + scale).
     y is computed again, which is cheaper than keeping it.
 
-    Returns dx (N, C, H, W), plus the array ``onto`` if given, dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None.
+    Returns dx (N, C, H, W), dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None.
     """
     n, c, h, w = x.shape
-    xs, gs, ontos = pixel_rows(x), pixel_rows(g), None if onto is None else pixel_rows(onto)
+    xs, gs = pixel_rows(x), pixel_rows(g)
     out = np.empty((n, h, w, c), x.dtype)
     dxs = out.reshape(xs.shape)
     factor, summand, scale = _conditioned(weight, bias, scale_shift, n)
@@ -153,8 +153,6 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
         d *= half_slope[s]
         d -= np.multiply(xs[s], along_x[s], out=scratch("norm", d.shape, d.dtype))
         d += level[s]
-        if onto is not None:
-            d += ontos[s]
 
     _in_pieces(undo_norm, xs)
     dscale_shift = None if scale_shift is None else np.concatenate([along * weight + sums * bias, sums], 1)

@@ -25,16 +25,16 @@ def _taps(x, out_size, kernel, stride, dilation):
             yield x[:, i * dh: i * dh + sh * (out_size[0] - 1) + 1: sh, j * dw: j * dw + sw * (out_size[1] - 1) + 1: sw]
 
 
-def max_pool2d(x, out_size, kernel, stride, padding, dilation):
+def max_pool2d(x, size, kernel, stride, padding, dilation):
     """y[p] = max over the taps k of x[p·stride + k·dilation − padding]; x (N, C, H, W), outside it −∞.
 
-    Returns y (N, C, *out_size). NaN wins, as in PyTorch.
+    Returns y (N, C, *size). NaN wins, as in PyTorch.
     """
-    x = _padded(channels_last(x), out_size, kernel, stride, padding, dilation, -np.inf)
-    out = np.empty((len(x), *out_size, x.shape[3]), x.dtype)
+    x = _padded(channels_last(x), size, kernel, stride, padding, dilation, -np.inf)
+    out = np.empty((len(x), *size, x.shape[3]), x.dtype)
 
     def run(start, stop):
-        first, *others = _taps(x[start:stop], out_size, kernel, stride, dilation)
+        first, *others = _taps(x[start:stop], size, kernel, stride, dilation)
         y = out[start:stop]
         np.copyto(y, first)
         for tap in others:
@@ -71,13 +71,13 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
     return to_nchw(out[:, padding[0]:padding[0] + size[0], padding[1]:padding[1] + size[1]])
 
 
-def avg_pool2d(x, out_size, kernel, stride, padding, counts):
+def avg_pool2d(x, size, kernel, stride, padding, counts):
     """y[p] = Σ over the taps k of x[p·stride + k − padding] / counts[p]; x (N, C, H, W), outside it 0.
 
     counts: (H_out, W_out), what each window's sum is divided by.
     """
-    x = _padded(channels_last(x), out_size, kernel, stride, padding, (1, 1), 0)
-    out = sum(_taps(x, out_size, kernel, stride, (1, 1)))
+    x = _padded(channels_last(x), size, kernel, stride, padding, (1, 1), 0)
+    out = sum(_taps(x, size, kernel, stride, (1, 1)))
     return to_nchw(out / counts[:, :, None])
 
 

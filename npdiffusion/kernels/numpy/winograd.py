@@ -10,9 +10,9 @@ element of the 6x6 transform: (tiles, C_in) @ (C_in, C_out). The transforms are 
 first over tile rows, then over tile columns: (6, 6) @ (6, all tiles and channels). BLAS is faster there
 than the few additions written as array operations, each of which would pass over the memory again.
 
-The expression is linear in f, so <partner, Y> has the gradient (partner cut into 4x4 tiles)
+The expression is linear in f, so <g, Y> has the gradient (g cut into 4x4 tiles)
 
-    df = G' [sum over tiles of (A partner A') * (B' d B)] G
+    df = G' [sum over tiles of (A g A') * (B' d B)] G
 
 which shares B' d B with Y itself. The factors up to 8 in A and 5 in B cost about one digit: in float32
 the largest error is 4e-6 to 8e-6 of the largest output, against 5e-7 for direct summation.
@@ -55,14 +55,13 @@ def winograd_pays(images, weight_shape, size, stride, dilation, groups):
     return possible and min(c, o) >= 16 and images * tiles >= 32 and 16 * tiles <= 2 * h * w
 
 
-def winograd(x, weight, bias, partner, size, corner, need_y=True, onto=None):
-    """Convolution y (N, C_out, *size) of x with a 3x3 weight (plus ``onto``), and the gradient dweight of <partner, y>.
+def winograd(x, weight, bias, cotangent, size, padding, need_y=True):
+    """Convolution y (N, C_out, *size) of x with a 3x3 weight, and the gradient dweight of <cotangent, y>.
 
-    x (N, C_in, H, W); weight (C_out, C_in, 3, 3); corner = (top, left) padding, the far padding follows
-    from size = (h, w). Returns (y or None, dweight or None): y if need_y, dweight if partner (shaped
-    like y) is given.
+    x (N, C_in, H, W); weight (C_out, C_in, 3, 3); padding (top, left), the far padding follows from size = (h, w).
+    Returns (y or None, dweight or None): y if need_y, dweight if a cotangent (shaped like y) is given.
     """
-    x, partner, onto = map(channels_last, (x, partner, onto))
+    x, cotangent = channels_last(x), channels_last(cotangent)
     (count, _, _, c), o, (h, w) = x.shape, len(weight), size
     across, down = -(-w // 4), -(-h // 4)  # tiles in a row and rows of tiles; the last ones may overhang
     bt, g, a = (matrix.astype(x.dtype) for matrix in (_BT, _G, _A))
@@ -79,7 +78,7 @@ def winograd(x, weight, bias, partner, size, corner, need_y=True, onto=None):
         for n0, n1, r0, r1 in pieces[start:stop]:
             n, rows = n1 - n0, r1 - r0
             tiles, band = n * rows * across, slice(4 * r0, 4 * r1)
-            d = padded(x[n0:n1], (4 * r0 - corner[0], -corner[1]), (4 * rows + 2, 4 * across + 2))
+            d = padded(x[n0:n1], (4 * r0 - padding[0], -padding[1]), (4 * rows + 2, 4 * across + 2))
             d = _tiles(d, 6, rows, across)
             d = _transform(bt, d, out=scratch("input", d.shape, x.dtype)).reshape(36, tiles, c)
             products = scratch("products", (36, tiles, o), x.dtype)
@@ -90,13 +89,11 @@ def winograd(x, weight, bias, partner, size, corner, need_y=True, onto=None):
                 outputs = scratch("outputs", (4, 4, tiles * o), x.dtype)
                 _transform(a.T, products.reshape(6, 6, -1), out=outputs)
                 _store(outputs.reshape(4, 4, n, rows, across, o), y[n0:n1, band])
-                if onto is not None:
-                    y[n0:n1, band] += onto[n0:n1, band]
-            if partner is not None:
-                p = partner[n0:n1, band]
-                if p.shape[1:3] != (4 * rows, 4 * across):
-                    p = padded(p, (0, 0), (4 * rows, 4 * across))
-                _transform(a, _tiles(p, 4, rows, across), out=products.reshape(6, 6, -1))
+            if cotangent is not None:
+                upstream = cotangent[n0:n1, band]
+                if upstream.shape[1:3] != (4 * rows, 4 * across):
+                    upstream = padded(upstream, (0, 0), (4 * rows, 4 * across))
+                _transform(a, _tiles(upstream, 4, rows, across), out=products.reshape(6, 6, -1))
                 total = scratch("total", (36, c, o), x.dtype)
                 dfilters += np.matmul(d.swapaxes(1, 2), products, out=total)
         return dfilters
@@ -109,10 +106,10 @@ def winograd(x, weight, bias, partner, size, corner, need_y=True, onto=None):
     if need_y:
         parallel(transform_filters, c)
     parts = parallel(run, len(pieces))
-    if partner is not None:
+    if cotangent is not None:
         dweight = np.empty((o, c, 3, 3), x.dtype)
         parallel(transform_gradient, c)
-    return to_nchw(y) if need_y else None, dweight if partner is not None else None
+    return to_nchw(y) if need_y else None, dweight if cotangent is not None else None
 
 
 def _tiles(image, side, down, across):

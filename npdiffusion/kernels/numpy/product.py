@@ -7,16 +7,18 @@ import numpy as np
 
 from ...threads import one_blas_thread, parallel
 
-__all__ = ["linear_backward", "matmul"]
+__all__ = ["linear", "linear_backward", "matmul"]
 
 LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it brings
 
 
-def matmul(a, b, bias=None):
-    """a @ b + bias by NumPy's rules, split over the first axis of stacks, or rows of a.
+def matmul(a, b):
+    """a @ b by NumPy's rules, split over the first axis of stacks, or rows of a."""
+    return _product(a, b, None)
 
-    bias: (columns of b,), for two matrices also (rows of a, columns of b), or None.
-    """
+
+def _product(a, b, bias):
+    """a @ b, plus a bias for each column or None."""
     stacked = a.ndim > 2 or b.ndim > 2
     small = a.size * b.shape[-1] < LARGE
     if small or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
@@ -28,13 +30,17 @@ def matmul(a, b, bias=None):
     def rows(start, stop):
         y = np.matmul(a[start:stop], b[start:stop] if stacked else b, out=out[start:stop])
         if bias is not None:
-            y += bias if bias.ndim == 1 else bias[start:stop]
+            y += bias
 
     parallel(rows, len(a))
     return out
 
 
-def linear_backward(g, x, weight, need_input=True, onto=None):
-    """dx, dweight and dbias of <g, x weightᵀ + bias>: g (n, out), x (n, in), weight (out, in). dx is added to the array
-    ``onto`` if given, and None if not needed."""
-    return matmul(g, weight, onto) if need_input else None, matmul(g.T, x), g.sum(0)
+def linear(x, weight, bias):
+    """x weightᵀ + bias: x (n, in), weight (out, in), bias (out,) or None."""
+    return _product(x, weight.T, bias)
+
+
+def linear_backward(g, x, weight, need_input=True):
+    """dx, dweight and dbias of <g, x weightᵀ + bias>; dx is None if not needed."""
+    return matmul(g, weight) if need_input else None, matmul(g.T, x), g.sum(0)

@@ -1,11 +1,12 @@
-"""Softmax, over our own threads where the array is large."""
+"""Softmax and attention, over our own threads where the arrays are large."""
 
 import numpy as np
 
 from ...threads import parallel
 from .elementwise import LARGE
+from .product import matmul
 
-__all__ = ["softmax", "softmax_backward"]
+__all__ = ["attention", "attention_backward", "softmax", "softmax_backward"]
 
 SAFE = 64  # e^±64 is far from overflow and underflow, and so are its sums
 
@@ -36,8 +37,13 @@ def _sum(x, axis):
     return np.vecdot(x, np.ones(x.shape[-1], x.dtype))[..., None]
 
 
-def softmax(x, axis, scale=1.0):
-    """y = e^(z − m) / Σ e^(z − m) along ``axis``, z = scale·x; m = max z where e^z might overflow, else 0."""
+def softmax(x, axis):
+    """y = e^(x − m) / Σ e^(x − m) along ``axis``; m = max x where e^x might overflow, else 0."""
+    return _softmax(x, axis, 1.0)
+
+
+def _softmax(x, axis, scale):
+    """The softmax of scale·x."""
     def forward(axis, y, x):
         np.multiply(x, scale, out=y)
         if x.size and not max(-y.min(), y.max()) <= SAFE:  # or is NaN
@@ -48,13 +54,32 @@ def softmax(x, axis, scale=1.0):
     return _over_batch(forward, axis, np.empty_like(x), x)
 
 
-def softmax_backward(g, y, axis, scale=1.0):
-    """dx = scale·y·(g − Σ g·y)."""
+def softmax_backward(g, y, axis):
+    """dx = y·(g − Σ g·y)."""
     def backward(axis, dx, g, y):
         np.multiply(g, y, out=dx)
         np.subtract(g, _sum(dx, axis), out=dx)
         dx *= y
-        if scale != 1:
-            dx *= scale
 
     return _over_batch(backward, axis, np.empty_like(y), g, y)
+
+
+def attention(query, key, value, mask, dropout, scale):
+    """y = (weights·dropout) V with weights = softmax(scale·Q Kᵀ + mask); returns y and the weights."""
+    scores = matmul(query, key.swapaxes(-1, -2))
+    if mask is not None:
+        scores *= scale
+        scores, scale = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask, 1.0
+    weights = _softmax(scores, -1, scale)
+    return matmul(weights if dropout is None else weights * dropout, value), weights
+
+
+def attention_backward(g, query, key, value, weights, dropout, scale):
+    """Gradients of <g, y> for query, key, value and the scores scale·Q Kᵀ + mask."""
+    dweights = matmul(g, value.swapaxes(-1, -2))
+    dvalue = matmul((weights if dropout is None else weights * dropout).swapaxes(-1, -2), g)
+    dscores = softmax_backward(dweights if dropout is None else dweights * dropout, weights, -1)
+    dquery, dkey = matmul(dscores, key), matmul(dscores.swapaxes(-1, -2), query)
+    dquery *= scale  # here, and not in the scores, of which there are more
+    dkey *= scale
+    return dquery, dkey, dvalue, dscores

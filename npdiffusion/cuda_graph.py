@@ -5,12 +5,13 @@ Launching a kernel takes the CPU about 10 µs, longer than many kernels of a sma
 
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from operator import is_
 
-from .backend import cupy, tf32_allowed, to_device
+from .device import cupy, tf32_allowed, to_device
 from .tensor import Tensor
 
-__all__ = ["Captured", "captured"]
+__all__ = ["Captured", "captured", "replayed"]
 
 WARMUP = 2  # calls that run as they are: they compile kernels, and make what is made once
 
@@ -27,20 +28,26 @@ def captured(function, model=None):
     return function if model.device == "cpu" else Captured(function, model)
 
 
+def replayed(model, function, *args):
+    """function(model, *args), which is replayed if the model is a captured one."""
+    return model.replay(function, *args) if isinstance(model, Captured) else function(model, *args)
+
+
 class Captured:
     """A function on a GPU that is recorded as a CUDA graph in its third call, and replayed from then on.
 
-    Arguments: arrays (those of the CPU are moved to the GPU), Tensors, numbers, None. Results: arrays, Tensors (through
-    which no gradient flows), or lists of them. A recording has places of its own for arguments, results and all in
-    between: a call copies its arguments there, replays, and returns copies of the results. It serves arguments of the
-    same shapes and dtypes; for others, for another mode of the model (``train``, ``eval``) or of ``allow_tf32``, and
-    for a model that was moved, a new one is made. The memory is kept as long as this object.
+    Arguments: arrays (those of the CPU are moved to the GPU), Tensors, numbers, None, schedulers. Results: arrays,
+    Tensors (through which no gradient flows), or lists of them. A recording has places of its own for arguments,
+    results and all in between: a call copies its arguments there, replays, and returns copies of the results. It serves
+    arguments of the same shapes and dtypes; for others, for another mode of the model (``train``, ``eval``) or of
+    ``allow_tf32``, and for a model that was moved, a new one is made. The memory is kept as long as this object.
 
     What the function does in Python is done while recording and not again, and numbers stay what they were. So what
     changes must be an array among the arguments, or lie on the GPU, as weights and the generator's state do; and the
     function must not wait for the GPU, nor bring arrays from the CPU: RuntimeError says so.
 
-    All else that is asked of a captured model is the model's: ``config``, ``eval()``, ...
+    All else that is asked of a captured model is the model's: ``config``, ``eval()``, ... ``replay(way, *args)`` does
+    the same for way(function, *args): a sampling step, say, is a captured model's pass and the scheduler's formula.
     """
 
     def __init__(self, function, model):
@@ -51,16 +58,20 @@ class Captured:
         return getattr(self._function, name)
 
     def __call__(self, *args):
+        return self.replay(_call, *args)
+
+    def replay(self, way, *args):
+        """way(function, *args), recorded for this ``way``."""
         weights = [p.data for p in self._parameters]
         if not all(map(is_, weights, self._weights)):  # recordings read them where they were
             self._weights, self._calls, self._recordings = weights, Counter(), {}
         args = _each(lambda a: to_device(a, "cuda"), args)
-        key = self._model.training, tf32_allowed(), *map(_form, args)
+        key = way, self._model.training, tf32_allowed(), *map(_form, args)
         if key not in self._recordings:
             self._calls[key] += 1
             if self._calls[key] <= WARMUP:
-                return _each(_copy, self._function(*args))
-            self._recordings[key] = Recording(self._function, args)
+                return _each(_copy, way(self._function, *args))
+            self._recordings[key] = Recording(partial(way, self._function), args)
         return self._recordings[key].replay(args)
 
 
@@ -80,7 +91,7 @@ class Recording:
                 with suppress(Exception):  # it complains, too
                     stream.end_capture()
                 raise RuntimeError(f"this cannot be recorded as a CUDA graph: {error}. It runs without being captured "
-                                   "(graph=False)") from error
+                                   "(cuda_graph=False)") from error
 
     def replay(self, args):
         """The results, new arrays, for other arguments of the same form."""
@@ -104,7 +115,13 @@ def _arrays(args):
 
 
 def _form(x):
+    if hasattr(x, "config"):  # of a scheduler, a dict of numbers and strings
+        return type(x), *x.config.values()
     return (type(x), x.shape, x.dtype) if hasattr(x, "dtype") else x
+
+
+def _call(function, *args):
+    return function(*args)
 
 
 def _copy(a):
