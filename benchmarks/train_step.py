@@ -7,6 +7,9 @@ The networks have the same weights, and outputs and gradients are checked to agr
 timed. PyTorch runs in NCHW and in channels-last memory, and the faster of the two counts. Runs are interleaved,
 figures are medians. "share of sgemm" is the arithmetic of the convolutions and linear layers, counted directly (also
 where Winograd needs less), over time × the rate of a large matrix product in the same run.
+
+The ladder is the same convolution, and the same step, on four rungs: the plain kernels (``npdiffusion/kernels/plain``),
+the fast ones with im2col alone, the fast ones as they are (Winograd where it pays), and PyTorch.
 """
 
 import argparse
@@ -15,15 +18,17 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from typing import Callable, NamedTuple
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from npdiffusion import Tensor, functional as F, no_grad, optim
+from npdiffusion import Tensor, functional as F, no_grad, optim, use_kernels
 from npdiffusion._process import AVX512, processor_flags
 from npdiffusion.kernels import kernels
+from npdiffusion.kernels.numpy import conv
 from npdiffusion.kernels.numpy.layout import channels_last, to_nchw
 from npdiffusion.models import UNet
 
@@ -34,6 +39,7 @@ except ImportError:
     torch = None
 
 CONFIG = dict(channels=(32, 64, 128), blocks=1, attention=(2,), num_classes=10)  # what train_diffusion.py trains
+LADDER = "conv 3×3, 64→64, 16×16"
 LAYOUTS = {"nchw": "contiguous_format", "channels_last": "channels_last"}  # PyTorch's names for them
 
 
@@ -212,6 +218,33 @@ def interleaved(functions, repeats):
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
+@contextmanager
+def rung(name):
+    """The kernels of one rung of the ladder: "plain", "im2col" or "winograd"."""
+    pays = conv.winograd_pays
+    with use_kernels("plain" if name == "plain" else "numpy"):
+        if name == "im2col":
+            conv.winograd_pays = lambda *_: False
+        try:
+            yield
+        finally:
+            conv.winograd_pays = pays
+
+
+def ladder(functions, repeats):
+    """{rung: median ms}; functions: ours under "numpy", PyTorch's by their layout, of which the faster counts."""
+    def on(name):
+        def run():
+            with rung(name):
+                functions["numpy"]()
+        return run
+
+    others = {layout: function for layout, function in functions.items() if layout != "numpy"}
+    times = interleaved({**{name: on(name) for name in ("plain", "im2col", "winograd")}, **others}, repeats)
+    best = min([times.pop(layout) for layout in others], default=None)
+    return {name: 1e3 * seconds for name, seconds in (times | ({"torch": best} if best else {})).items()}
+
+
 def sgemm():
     """A large float32 matrix product on our threads: 2·2048³ operations."""
     a = np.ones((2048, 2048), np.float32)
@@ -310,6 +343,8 @@ def main():
         rows.append((key.replace("_", " "), results[key]))
     if torch and os.path.exists("/proc/self/status"):
         results["memory_mib"] = {library: peak_memory(library, args.batch) for library in ("numpy", *LAYOUTS)}
+    results["ladder"] = {"training step": ladder({name: each.step for name, each in {"numpy": ours, **theirs}.items()},
+                                                 max(1, args.repeats // 3))}
     results["kernels"] = {}
     for name, (mine, others) in kernel_pairs(args.batch).items():
         for other in others.values():
@@ -317,6 +352,8 @@ def main():
                 close(name, a, b)
         results["kernels"][name] = entry(interleaved({"numpy": mine, **others}, args.repeats))
         rows.append((name, results["kernels"][name]))
+        if name == LADDER:
+            results["ladder"][name] = ladder({"numpy": mine, **others}, args.repeats)
 
     print(f"batch {args.batch}, {args.threads} threads, NumPy {np.__version__} with {results['blas']}, "
           f"PyTorch {torch.__version__ if torch else 'not installed'}")
@@ -326,6 +363,9 @@ def main():
         ratio = f"{e['ratio_to_torch']:8.2f}" if torch else f"{'-':>8s}"
         share = f"   {e['share_of_sgemm']:.0%} of {e['sgemm_gflops']:.0f} GFLOP/s" if "share_of_sgemm" in e else ""
         print(f"{name:36s}{e['ms']:8.2f}{others}{ratio}{share}")
+    print(f"\n{'the ladder, ms':36s}" + "".join(f"{name:>10s}" for name in next(iter(results["ladder"].values()))))
+    for name, times in results["ladder"].items():
+        print(f"{name:36s}" + "".join(f"{ms:10.1f}" for ms in times.values()))
     if "memory_mib" in results:
         print("peak memory of a step, MiB:", ", ".join(f"{k} {v:.0f}" for k, v in results["memory_mib"].items()))
     if args.json:

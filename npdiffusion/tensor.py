@@ -216,7 +216,7 @@ def _add_to_leaf(leaf, g, others):
     xp = array_module(g)
     if leaf.grad is not None:
         leaf.grad = xp.asarray(leaf.grad + g)
-    elif all(g.strides) and not any(a is not None and xp.may_share_memory(g, a) for a in others):
+    elif all(g.strides) and not any(isinstance(a, type(g)) and xp.may_share_memory(g, a) for a in others):
         leaf.grad = g
     else:
         leaf.grad = xp.array(g, order="K")

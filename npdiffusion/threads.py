@@ -8,7 +8,7 @@ import math
 import os
 import queue
 import threading
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from functools import cache
 
 import numpy as np
@@ -36,8 +36,11 @@ def set_num_threads(n):
     _num_threads = n
 
 
-class one_blas_thread:
-    """Context in which BLAS uses one thread. The first to enter tells it so, the last to leave tells it as before."""
+class one_blas_thread(ContextDecorator):
+    """Context, or decorator of a kernel, in which BLAS uses one thread: those that multiply matrices want it.
+
+    The first to enter tells BLAS, the last to leave tells it what held before.
+    """
 
     lock, inside, before = threading.Lock(), 0, ()
 
@@ -74,29 +77,28 @@ def parallel(function, n):
     number of threads, and the results come in their order: sums over them are the same bits every time. The first
     error is raised once nobody writes into the arrays any more.
     """
-    with one_blas_thread():
-        parts = min(_num_threads, n)
-        if parts <= 1:
-            return [function(0, n)]
-        results, finished = [None] * parts, queue.SimpleQueue()
-        slices = iter([(i, n * i // parts, n * (i + 1) // parts) for i in range(parts)])
+    parts = min(_num_threads, n)
+    if parts <= 1:
+        return [function(0, n)]
+    results, finished = [None] * parts, queue.SimpleQueue()
+    slices = iter([(i, n * i // parts, n * (i + 1) // parts) for i in range(parts)])
 
-        def work():
-            for i, start, stop in slices:  # next() of a list's iterator is atomic
-                try:
-                    results[i] = function(start, stop)
-                    finished.put(None)
-                except BaseException as error:
-                    finished.put(error)
+    def work():
+        for i, start, stop in slices:  # next() of a list's iterator is atomic
+            try:
+                results[i] = function(start, stop)
+                finished.put(None)
+            except BaseException as error:
+                finished.put(error)
 
-        _hire(parts - 1)
-        for _ in range(parts - 1):
-            _tasks.put(work)
-        with _on_core(0):
-            work()
-        errors = [error for error in [finished.get() for _ in range(parts)] if error is not None]
-    if errors:
-        raise errors[0]
+    _hire(parts - 1)
+    for _ in range(parts - 1):
+        _tasks.put(work)
+    with _on_core(0):
+        work()
+    for error in [finished.get() for _ in range(parts)]:
+        if error is not None:
+            raise error
     return results
 
 

@@ -91,14 +91,13 @@ class Training:
             self.load(checkpoint)
         elif checkpoint.exists():
             raise SystemExit(f"{checkpoint} exists: go on with --resume, or choose another --out")
-        step, finished, saved = self.step_on(loss, batch, cuda_graph), self.step >= self.steps, time.monotonic()
+        descend = self.descent(loss, batch, cuda_graph)
+        finished, saved = self.step >= self.steps, time.monotonic()
         with stop_requests() as stop, tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
                                            unit="img", unit_scale=True, smoothing=0.05) as bar:
             while self.step < self.steps and not stop:
                 started = time.perf_counter()
-                self.optimizer.lr = self.peak_lr * warmup_cosine(self.step, self.steps, min(500, self.steps // 10 + 1))
-                self.losses.append(step(self.next_batch()))
-                self.step += 1
+                self.losses.append(self.train_step(descend))
                 row = self.step % LOG_EVERY == 0 or self.step == self.steps
                 mean = float(np.mean(floats(self.losses))) if row else None
                 self.seconds += time.perf_counter() - started
@@ -116,9 +115,16 @@ class Training:
         if not finished:
             self.write(out, report, title)
 
-    def step_on(self, loss, batch=None, cuda_graph=False):
-        """The training step, a function of a batch's indices that returns the loss, an array of one element; arguments
-        as for ``fit``."""
+    def train_step(self, descend):
+        """One step on the next batch; descend: what ``descent`` returned. Returns the loss, an array of one element."""
+        self.model.train()
+        self.optimizer.lr = self.peak_lr * warmup_cosine(self.step, self.steps, min(500, self.steps // 10 + 1))
+        loss = descend(self.next_batch())
+        self.step += 1
+        return loss
+
+    def descent(self, loss, batch=None, cuda_graph=False):
+        """A step of gradient descent as a function of a batch's indices; arguments as for ``fit``."""
         def descend(*arrays):  # the same on a CPU, on a GPU and recorded as a CUDA graph
             value = loss(*arrays)
             self.optimizer.zero_grad()
@@ -128,15 +134,13 @@ class Training:
             self.ema.update()
             return value.data
 
-        if cuda_graph and batch is None:
-            raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to step")
-        descend = captured(descend, self.model) if cuda_graph else descend
-
-        def step(index):
-            self.model.train()
-            return descend(*([index] if batch is None else [to_device(a, self.model.device) for a in batch(index)]))
-
-        return step
+        if batch is None:
+            if cuda_graph:
+                raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to "
+                                 "step")
+            return descend
+        step = captured(descend, self.model) if cuda_graph else descend
+        return lambda index: step(*(to_device(a, self.model.device) for a in batch(index)))
 
     def next_batch(self):
         """Indices of the next examples; a new shuffle when the epoch is over."""

@@ -33,6 +33,7 @@ KERNEL = re.compile(r'extern "C" __global__ void\s*(?:__launch_bounds__\([^)]*\)
 TYPES = {"bool": "?", "int": "i4", "unsigned": "u4", "long long": "i8", "unsigned long long": "u8", "float": "f4",
          "double": "f8", "unsigned char": "u1"}
 STRIDED = "product_"  # how the names of kernels begin that take arrays of any strides to read
+PARAMETERS = 4096  # bytes of all parameters
 ZONE = 4096  # bytes around each array that no kernel may write to
 LIMITS = (2**31 - 1, 65535, 65535), (1024, 1024, 64)  # blocks and threads along x, y, z
 
@@ -107,6 +108,8 @@ class Kernels:
         if len(args) != len(types):
             raise TypeError(f"{name} takes {len(types)} arguments, got {len(args)}")
         sizes = (ctypes.c_longlong * len(types)).in_dll(self.library, f"sizes_{name}")
+        if sum(sizes) > PARAMETERS:
+            raise ValueError(f"{name}: parameters of {sum(sizes)} bytes, more than {PARAMETERS}")
         guarded, pointers = {}, []
         for i, (type, size, arg) in enumerate(zip(types, sizes, args)):
             where = f"{name}, argument {i} ({type})"

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,9 @@ from hypothesis import strategies as st
 from strategies import CASES, cases
 
 import npdiffusion
-from npdiffusion import Tensor, backend, functional as F, nn, optim, to_device
+from npdiffusion import Tensor, device as devices, functional as F, nn, optim, random, to_device
 from npdiffusion.checkpoint import load_file, save_file
+from npdiffusion.cuda_graph import captured
 from npdiffusion.data import SyntheticDigits, SyntheticMicrographs
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, variational_bound
 from npdiffusion.kernels.cupy import build
@@ -41,8 +41,8 @@ def cupy(request, monkeypatch):
     if request.param == "cuda":
         return real_cupy
     monkeypatch.setitem(sys.modules, "cupy", standin_cupy.module)
-    monkeypatch.setattr(backend, "_cupy", None)
-    monkeypatch.setattr(backend, "_device_generators", {})
+    monkeypatch.setattr(devices, "_cupy", None)
+    monkeypatch.setattr(random, "_generators", {})
     for cache in (build.build, build.kernel):
         cache.cache_clear()
     request.addfinalizer(lambda: [cache.cache_clear() for cache in (build.build, build.kernel)])
@@ -148,7 +148,7 @@ def test_tf32_is_an_option(cupy, request):
     for dtype in (np.float64, np.float32):
         for allow in (False, True):
             npdiffusion.allow_tf32(allow)
-            assert backend.tf32_allowed() is allow
+            assert devices.tf32_allowed() is allow
             results.append(host(F.conv2d(*(Tensor(a.astype(dtype), device="cuda") for a in (x, w)), padding=1)))
     exact, same, single, rounded = results
     assert np.array_equal(exact, same)
@@ -254,14 +254,12 @@ def test_modules_move(cupy):
     state = {k: v.copy() for k, v in model.state_dict().items()}
     assert model.device == "cpu" and model.cuda() is model and model.device == "cuda:0"
     arrays = [p.data for p in model.parameters()]
-    flat = backend.packed(arrays)
-    assert flat is not None and flat.size == sum(a.size for a in arrays)
-    assert model.to("cuda").conv_in.weight.data is model.state_dict()["conv_in.weight"] and arrays[0] is next(
-        model.parameters()).data
+    assert all(a.transpose(0, 2, 3, 1).flags.c_contiguous for a in arrays if a.ndim == 4)  # as the kernels want them
+    assert all(a is p.data for a, p in zip(arrays, model.to("cuda").parameters()))
     for name, a in model.state_dict().items():
         assert np.array_equal(host(a), state[name])
     model.load_state_dict({k: v + 1 for k, v in state.items()})
-    assert backend.packed([p.data for p in model.parameters()]) is not None
+    assert all(a is p.data for a, p in zip(arrays, model.parameters()))
     other = small_unet()
     other.load_state_dict(model.state_dict())  # from the GPU to the CPU
     model.cpu()
@@ -297,7 +295,7 @@ def trained(device, steps, tmp_path=None, make=batches, **changes):
     run = Training(model, 8, {}, steps=6, batch_size=2, lr=1e-2, ema=0.9, weight_decay=0.01, clip=0.5)
     if tmp_path:
         run.load(tmp_path)
-    descend = partial(run.descend, make(model))
+    descend = run.descent(make(model))
     run.seen = [run.train_step(descend) for _ in range(steps)]
     return run
 
@@ -314,11 +312,11 @@ def test_training_as_on_the_cpu(cupy):
 
 def test_a_training_step_waits_for_nothing(cupy):
     run = trained("cuda", 2)
-    descend, before = partial(run.descend, batches(run.model)), standin_cupy.counts.copy()
+    descend, before = run.descent(batches(run.model)), standin_cupy.counts.copy()
     with not_waiting(cupy):
         losses = [run.train_step(descend) for _ in range(2)]
     copies = standin_cupy.counts["copies"] - before["copies"]
-    assert copies in (0, 2 * 6)  # x_0, ε, ᾱ_t, t and labels: what a batch of the CPU brings; the step's numbers
+    assert copies in (0, 2 * 5)  # x_0, ε, ᾱ_t, t and labels: what a batch of the CPU brings
     assert all(array.shape == () for array in losses)
 
 
@@ -385,15 +383,15 @@ def test_files_from_the_gpu(cupy, tmp_path):
 # Optimisers
 
 
-def line(device, make, late=False, frozen=False, alone=False):
-    """The weights after three steps of an optimiser; late: the model moves after it was built; alone: parameter by
-    parameter."""
+def line(device, make, late=False, frozen=False, gaps=False):
+    """The weights after three steps of an optimiser; late: the model moves after it was built; gaps: parameters that
+    do not fill their memory."""
     npdiffusion.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, (2, 3)), nn.Flatten(), nn.Linear(3, 2)).to("float64")
-    model = model if late or alone else model.to(device)
+    model = model if late or gaps else model.to(device)
     optimizer, ema = make(model.parameters()), optim.EMA(model, 0.5)
-    if alone:
-        for p, stride in zip(model.parameters(), (1, 1, 2, 2)):  # not pieces of one array, and some with gaps
+    if gaps:
+        for p, stride in zip(model.parameters(), (1, 1, 2, 2)):
             p.data = to_device(np.repeat(p.data, stride, -1), device)[..., ::stride]
     else:
         model.to(device)
@@ -410,12 +408,12 @@ def line(device, make, late=False, frozen=False, alone=False):
     averages = [host(a).copy() for a in model.state_dict().values()]
     ema.swap()
     arrays = [a for name in optimizer.buffers for a in getattr(optimizer, name)]
-    assert all(backend.device_of(a).startswith(device) for a in [*arrays, *ema.weights.values()])
+    assert all(devices.device_of(a).startswith(device) for a in [*arrays, *ema.weights.values()])
     return [*map(host, model.state_dict().values()), *averages, np.array([float(n) for n in norms]),
             *map(host, arrays)]
 
 
-@pytest.mark.parametrize("options", [{}, {"late": True}, {"frozen": True}, {"alone": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"late": True}, {"frozen": True}, {"gaps": True}], ids=str)
 @pytest.mark.parametrize("make", [
     lambda p: optim.Adam(p, 0.1), lambda p: optim.Adam(p, 0.1, weight_decay=0.1), lambda p: optim.SGD(p, 0.1),
     lambda p: optim.AdamW(p, 0.1, (0.8, 0.9), weight_decay=0.1), lambda p: optim.SGD(p, 0.1, 0.9, 0.1)])
@@ -434,21 +432,38 @@ def test_one_launch_updates_all(cupy):
     optimizer.step()
     ema.update()
     launches = standin_cupy.counts["launches"] - before
-    assert norm.shape == () and (cupy is real_cupy or launches <= 7)  # two to gather, three to clip, Adam, averages
+    assert norm.shape == () and (cupy is real_cupy or launches <= 8)
 
 
-def test_numbers_that_change_may_lie_on_the_gpu(cupy):
-    """As a captured step needs them: the launches are the same at every step."""
+def test_gradients_stay_where_they_are(cupy):
+    weight = nn.Parameter(np.arange(3.0), device="cuda")
+    weight.grad = grad = to_device(np.array([3.0, 0.0, 4.0]), "cuda")
+    norm = optim.clip_grad_norm_([weight], 1.0)
+    assert weight.grad is grad and float(norm) == 5
+    np.testing.assert_allclose(host(grad), [0.6, 0, 0.8], rtol=1e-6)
+
+
+def test_a_step_counts_on_the_gpu(cupy):
+    """What changes from step to step lies there: a recorded step reads it when it is replayed."""
     results = []
-    for advance in (False, True):
-        weight = nn.Parameter(np.arange(3.0), device="cuda")
-        adam = optim.AdamW([weight], 0.1)
-        for k in range(4):
+    for record in (False, True):
+        weight, grad = nn.Parameter(np.arange(3.0), device="cuda"), to_device(np.array([1.0, -2.0, 3.0]), "cuda")
+        model = nn.Module()
+        model.weight = weight
+        adam, ema = optim.AdamW([weight], 0.1), optim.EMA(model)
+
+        def step():
+            weight.grad = grad
+            adam.step()
+            ema.update()
+
+        run = captured(step, model) if record else step
+        for k in range(6):
             adam.lr = 0.1 / (k + 1)
-            weight.grad = to_device(np.array([1.0, -2.0, k]), "cuda")
-            adam.step(to_device(np.array(adam.advance()), "cuda") if advance else None)
-        results.append((adam.steps, host(weight).tolist()))
-    assert results[0] == results[1] and results[0][0] == 4
+            run()
+        results.append((host(adam.steps).tolist(), int(ema.updates), host(weight).tolist(),
+                        host(ema.weights["weight"]).tolist()))
+    assert results[0] == results[1] and results[0][:2] == ([6], 6)
 
 
 # Diffusion
@@ -472,7 +487,7 @@ def test_generate(cupy, scheduler):
         for labels, scale in ((None, 1.0), (np.array([0, 2]), 2.5)):
             x = generate(model, scheduler, (2, 1, 4, 4), labels, scale, dtype=np.float64,
                          generator=np.random.default_rng(0))
-            assert backend.device_of(x) == model.device
+            assert devices.device_of(x) == model.device
             results.append(x)
     for a, b in zip(results[:2], results[2:]):
         close(b, a, 1e-9)
@@ -488,7 +503,8 @@ def test_sampling_waits_for_nothing_and_copies_nothing(cupy, scheduler):
     with not_waiting(cupy):
         x = generate(model, scheduler, (2, 1, 4, 4), 1, 2.0)
         y = generate(model, scheduler, (2, 1, 4, 4))
-    assert standin_cupy.counts["copies"] - before <= 3  # the generator's seed, the label, the class "none"
+    # the generator's seed, the label, the class "none", and for each loop all its levels and their ᾱ at once
+    assert standin_cupy.counts["copies"] - before <= 3 + 2 * 2
     npdiffusion.manual_seed(2)
     assert np.array_equal(first, host(generate(model, scheduler, (2, 1, 4, 4), labels, 2.0)))
     assert x.shape == y.shape and np.isfinite(host(x)).all() and not np.array_equal(host(x), host(y))
@@ -504,7 +520,7 @@ def test_denoise(cupy, method):
             options = dict(method=method, labels=np.array([0, 1, 2]), guidance_scale=2.0)
             given = to_device(noisy, device)
             results.append(denoise(model, scheduler, given, t, generator=np.random.default_rng(1), **options))
-            assert backend.device_of(results[-1]) == model.device
+            assert devices.device_of(results[-1]) == model.device
             back = denoise(model, scheduler, noisy, t, generator=np.random.default_rng(1), **options)
             assert isinstance(back, np.ndarray) and np.array_equal(back, host(results[-1]))
     for a, b in zip(results[:2], results[2:]):
@@ -562,7 +578,7 @@ def test_vae(cupy):
             loss = vae_loss(logits, y, mean, logvar)
         drawn_on_the_cpu = npdiffusion.default_generator().bit_generator.state != before
         assert drawn_on_the_cpu == (device == "cpu") and isinstance(model.reconstruct(x), np.ndarray)
-        assert backend.device_of(model.pictures(mean.data)) == model.device
+        assert devices.device_of(model.pictures(mean.data)) == model.device
         return (logits, loss, model.pictures(mean.detach().cpu().data), model.reconstruct(x),
                 model.reconstruct(y.data))
 
@@ -643,12 +659,12 @@ def example(cupy, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name, figure, channels", [("train_diffusion", "samples-000004.png", ["8", "32"]),
                                                      ("train_classifier", "mistakes.png", ["8"])])
 def test_trainings_on_the_gpu(example, name, figure, channels):
-    written = example(name, "--data", "synthetic", "--steps", "4", "--graph", "--batch-size", "1", "--channels",
+    written = example(name, "--data", "synthetic", "--steps", "4", "--cuda-graph", "--batch-size", "1", "--channels",
                       *channels, digits=4)
     assert figure in written and "metrics.json" in written
 
 
-TINY = ["--data", "synthetic", "--steps", "4", "--graph", "--batch-size", "1", "--channels", "8"]
+TINY = ["--data", "synthetic", "--steps", "4", "--cuda-graph", "--batch-size", "1", "--channels", "8"]
 
 
 def test_vae_on_the_gpu(example):

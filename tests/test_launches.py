@@ -41,7 +41,7 @@ def test_the_unets_launches(cupy, monkeypatch):  # noqa: F811
         optimizer.step()
         ema.update()
 
-    for run, most in ((no_grad()(lambda: model(x, t, labels)), 68), (step, 229)):
+    for run, most in ((no_grad()(lambda: model(x, t, labels)), 75), (step, 260)):
         run()
         counted = launches(capture(run)[0])
         assert sum(counted.values()) <= most, counted

@@ -67,6 +67,8 @@ def axis_of(dim, ndim):
 
 def pair(value, name, least=1):
     """An int or a pair of ints, each at least ``least``, as a tuple of two."""
+    if type(value) is int and value >= least:
+        return value, value
     try:
         a, b = (value, value) if isinstance(value, (int, np.integer)) else value
         a, b = operator.index(a), operator.index(b)
@@ -90,21 +92,22 @@ def check_tensor(op, *inputs):
 
 def check_float(op, **tensors):
     """TypeError unless all the Tensors (None is allowed) have one and the same floating dtype and device."""
-    given = [x for x in tensors.values() if x is not None]
-    for name, x in tensors.items():
-        if x is not None and not isinstance(x, Tensor):
+    given = {name: x for name, x in tensors.items() if x is not None}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
-    dtype = given[0].data.dtype
-    if dtype.kind != "f" or any([x.data.dtype != dtype for x in given]):
-        dtypes = ", ".join(f"{name} {x.dtype}" for name, x in tensors.items() if x is not None)
+    dtype = x.data.dtype
+    if dtype.kind != "f" or any([x.data.dtype != dtype for x in given.values()]):
+        dtypes = ", ".join(f"{name} {x.dtype}" for name, x in given.items())
         raise TypeError(f"{op} needs one floating-point dtype for all of its inputs, got {dtypes}")
-    _check_devices(op, given)
+    _check_devices(op, given.values())
 
 
 def _check_devices(op, tensors):
-    if not all([isinstance(x.data, np.ndarray) for x in tensors]) and len({x.device for x in tensors}) > 1:
-        devices = ", ".join(x.device for x in tensors)
-        raise TypeError(f"{op} got inputs on different devices: {devices}; bring them together with .to()")
+    for x in tensors:
+        if type(x.data) is not np.ndarray and len({x.device for x in tensors}) > 1:
+            devices = ", ".join(x.device for x in tensors)
+            raise TypeError(f"{op} got inputs on different devices: {devices}; bring them together with .to()")
 
 
 def check_not_empty(op, input):

@@ -10,12 +10,10 @@ __all__ = ["attention", "attention_backward"]
 
 
 def attention(query, key, value, mask, dropout, scale):
-    """y = (P∘D) V with P = softmax(S) over the keys and S = scale·Q Kᵀ + mask (Vaswani et al. 2017, eq. 1).
+    """y = (P∘D) V (…, L, V) and the weights P = softmax(scale·Q Kᵀ + mask) (…, L, S) (Vaswani et al. 2017, eq. 1).
 
-    query Q (…, L, E), key K (…, S, E), value V (…, S, V); leading axes broadcast by NumPy's rules.
-    mask: broadcasts to (…, L, S); bool (False becomes −∞) or float (added), or None.
-    dropout D: multipliers of the weights' shape (…, L, S), or None.
-    Returns y (…, L, V) and the weights P (…, L, S).
+    query Q (…, L, E), key K (…, S, E), value V (…, S, V); leading axes broadcast. mask: float, bool (False becomes −∞)
+    or None; dropout D: multipliers of the weights or None.
     """
     scores = product(query, key.swapaxes(-1, -2), scale=scale)
     if mask is not None:
@@ -25,10 +23,9 @@ def attention(query, key, value, mask, dropout, scale):
 
 
 def attention_backward(g, query, key, value, weights, dropout, scale):
-    """Gradients dquery = scale·dS K, dkey = scale·dSᵀ Q, dvalue = (P∘D)ᵀ g and dscores = dS (that of a float mask), with
-    dS = P∘(dP − Σ dP∘P) and dP = (g Vᵀ)∘D.
+    """dquery = scale·dS K, dkey = scale·dSᵀ Q, dvalue = (P∘D)ᵀ g and dscores = dS, which is a float mask's gradient.
 
-    They have the shapes that the arrays broadcast to.
+    dS = P∘(dP − Σ dP∘P) with dP = (g Vᵀ)∘D. All have the shapes that the arrays broadcast to.
     """
     dvalue = product(_dropped(weights, dropout).swapaxes(-1, -2), g)
     dweights = _dropped(product(g, value.swapaxes(-1, -2)), dropout)

@@ -165,11 +165,6 @@ struct TapsOfPixels : AlongLines<COLUMNS> {
 
 // ---- kernels -----------------------------------------------------------------------------------------------------
 
-// How the taps of output pixels are read along an axis of x.
-__device__ Axis taps_of_output(const Conv &d, int axis) {
-    return {d.out_size[axis], d.size[axis], d.kernel[axis], d.stride[axis], -d.padding[axis], d.dilation[axis]};
-}
-
 // y; bias may be NULL. Grid: (tiles, 1, groups), where tiles of the same pixels and other channels follow each other.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
     const real *x, const real *weight, const real *bias, real *y, Conv d) {
@@ -177,7 +172,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
     const int tiles = (d.out_channels + COLUMNS - 1) / COLUMNS, group = blockIdx.z;
     const int m0 = blockIdx.x / tiles * ROWS, o0 = blockIdx.x % tiles * COLUMNS;
     const int terms = d.kernel[0] * d.kernel[1] * d.channels, pixels = d.samples * d.out_size[0] * d.out_size[1];
-    const Axis vertical = taps_of_output(d, 0), horizontal = taps_of_output(d, 1);
+    const Axis vertical = {d.out_size[0], d.size[0], d.kernel[0], d.stride[0], -d.padding[0], d.dilation[0]};
+    const Axis horizontal = {d.out_size[1], d.size[1], d.kernel[1], d.stride[1], -d.padding[1], d.dilation[1]};
 
     Pixels left(x + group * d.channels, d.samples, vertical, horizontal, d.channels, d.groups * d.channels, m0);
     Rows<COLUMNS> right(weight + (long long)group * d.out_channels * terms, o0, d.out_channels, terms, terms);
@@ -254,7 +250,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_weight_grad
     const int tiles = (terms + COLUMNS - 1) / COLUMNS;
     const int o0 = blockIdx.x / tiles * ROWS, k0 = blockIdx.x % tiles * COLUMNS;
     const Slice slice((long long)d.samples * d.out_size[0] * d.out_size[1]);
-    const Axis vertical = taps_of_output(d, 0), horizontal = taps_of_output(d, 1);
+    const Axis vertical = {d.out_size[0], d.size[0], d.kernel[0], d.stride[0], -d.padding[0], d.dilation[0]};
+    const Axis horizontal = {d.out_size[1], d.size[1], d.kernel[1], d.stride[1], -d.padding[1], d.dilation[1]};
 
     SummedColumns<ROWS> left(dy + slice.first * channels + group * d.out_channels, o0, d.out_channels, channels,
                              slice.terms);

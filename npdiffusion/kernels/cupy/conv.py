@@ -23,7 +23,7 @@ PIXELS = 2**31 - 2**10  # that an int can count, and a tile beyond
 
 
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """Convolution: x (N, C_in, H, W), weight (C_out, C_in/groups, kh, kw), bias (C_out,) or None -> y (N, C_out, *size).
+    """Convolution: x (N, C_in, H, W), weight (C_out, C_in/groups, kh, kw), bias (C_out,) or None -> (N, C_out, *size).
 
     Pairs are (vertical, horizontal); padding is that in front, at the top and on the left.
     """
@@ -47,7 +47,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
 
 
 def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """Transposed convolution: x (N, C_in, H, W), weight (C_in, C_out/groups, kh, kw) -> y (N, C_out, *size).
+    """Transposed convolution: x (N, C_in, H, W), weight (C_in, C_out/groups, kh, kw) -> (N, C_out, *size).
 
     It is the input gradient of ``conv2d`` with this weight, for images of this size.
     """

@@ -1,29 +1,4 @@
-// Sums per channel, activations, and what else goes element by element. Channels lie side by side: element
-// (pixel, c) of an image is x[pixel * channels + c].
-
-// A block of 256 threads forms rows of `columns` threads, one for each channel (or for every columns-th, if
-// there are more channels than threads): neighbouring threads read neighbouring channels.
-// Block b sums its share of the pixels into parts[b][c].
-extern "C" __global__ void channel_sums(const real *x, real *parts, long long pixels, int channels) {
-    __shared__ real sums[256];
-    const int columns = channels < 256 ? channels : 256, rows = 256 / columns;
-    const int column = threadIdx.x % columns, row = threadIdx.x / columns;
-    const long long first = pixels * blockIdx.x / gridDim.x, last = pixels * (blockIdx.x + 1) / gridDim.x;
-
-    for (int start = 0; start < channels; start += columns) {
-        const int c = start + column;
-        real sum = 0;
-        if (row < rows && c < channels)
-            for (long long p = first + row; p < last; p += rows) sum += x[p * channels + c];
-        sums[threadIdx.x] = sum;
-        for (int half = 128; half > 0; half /= 2) {  // row r takes row r + half: always the same order
-            __syncthreads();
-            if (row < half && row + half < rows) sums[threadIdx.x] += sums[threadIdx.x + half * columns];
-        }
-        if (row == 0 && c < channels) parts[(long long)blockIdx.x * channels + c] = sums[column];
-        __syncthreads();
-    }
-}
+// Sums, activations, and what else goes element by element: a thread for each element, where nothing else is said.
 
 // out[i] = parts[0][i] + parts[1][i] + ...: a block sums 32 neighbouring elements; its thread (x, y) adds the parts
 // y, y + 16, ... of element x.

@@ -1,6 +1,6 @@
-// Stacked matrix products y = scale a b + bias, and a linear layer's gradients. A stack has two axes (o, i); an
-// operand's matrix begins stack[0] o + stack[1] i behind its first element (0 where the matrix is the same for all), and either
-// its rows or its columns lie side by side in memory, `pitch` from one to the next: no transposition is ever copied.
+// Stacked matrix products y = scale a b + bias, and a linear layer's gradients. A stack has two axes (o, i): an
+// operand's matrix begins stack[0] o + stack[1] i behind its first element (0 where one matrix serves all). Either its
+// rows or its columns lie side by side in memory, `pitch` from one to the next: no transposition is ever copied.
 
 #include "tile.cuh"
 

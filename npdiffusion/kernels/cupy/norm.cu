@@ -57,6 +57,15 @@ __device__ real sum_over_block(real value, real *shared) {
     return sum;
 }
 
+// The sum of f(i) over all elements x[i] of the group, given to all threads.
+template <class F> __device__ real sum_over_group(const Block &b, const Norm &d, real *shared, F f) {
+    real sum = 0;
+    if (b.row < b.rows)
+        for (int c = b.column; c < d.width; c += b.columns)
+            for (int p = b.row; p < d.pixels; p += b.rows) sum += f(b.start + (long long)p * d.channels + b.c0 + c);
+    return sum_over_block(sum, shared);
+}
+
 // The sum of a column of threads, given to its thread in row 0.
 __device__ real sum_over_rows(real value, const Block &b, real *shared) {
     __syncthreads();
@@ -77,21 +86,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) group_norm(
     const Block b = block_of(d);
     const int pixels = d.pixels, channels = d.channels, width = d.width;
     const real count = (real)pixels * width;
-
-    real sum = 0;
-    if (b.row < b.rows)
-        for (int c = b.column; c < width; c += b.columns)
-            for (int p = b.row; p < pixels; p += b.rows) sum += x[b.start + (long long)p * channels + b.c0 + c];
-    const real mu = sum_over_block(sum, shared) / count;
-
-    real squares = 0;  // of the centred values: E x^2 - mu^2 would lose digits where mu is large
-    if (b.row < b.rows)
-        for (int c = b.column; c < width; c += b.columns)
-            for (int p = b.row; p < pixels; p += b.rows) {
-                const real centred = x[b.start + (long long)p * channels + b.c0 + c] - mu;
-                squares += centred * centred;
-            }
-    const real r = 1 / sqrt(sum_over_block(squares, shared) / count + (real)d.eps);
+    const real mu = sum_over_group(b, d, shared, [=](long long i) { return x[i]; }) / count;
+    // centred first: E x^2 - mu^2 would lose digits where mu is large
+    const real squares = sum_over_group(b, d, shared, [=](long long i) { return (x[i] - mu) * (x[i] - mu); });
+    const real r = 1 / sqrt(squares / count + (real)d.eps);
 
     if (b.row >= b.rows) return;
     for (int c = b.c0 + b.column; c < b.c0 + width; c += b.columns) {

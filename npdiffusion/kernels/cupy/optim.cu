@@ -9,17 +9,13 @@ template <int ARRAYS> struct Table {
     real *array[ROWS][ARRAYS];
 };
 
-// How a thread walks through the elements of a row.
-#define FIRST (blockIdx.x * 256ll + threadIdx.x)
-#define STEP (gridDim.x * 256ll)
+#define ARRAY(number) t.array[blockIdx.y][number]  // of the block's row
+#define EACH(i) (long long i = blockIdx.x * 256ll + threadIdx.x; i < t.size[blockIdx.y]; i += gridDim.x * 256ll)
 
 // v = momentum v + (g + weight_decay w), w -= lr v. Rows: w, v, g.
 extern "C" __global__ void sgd(Table<3> t, const double *lr, double momentum, double weight_decay) {
-    real *w = t.array[blockIdx.y][0], *v = t.array[blockIdx.y][1];
-    const real *g = t.array[blockIdx.y][2];
-    const long long size = t.size[blockIdx.y];
-    const real rate = (real)*lr;
-    for (long long i = FIRST; i < size; i += STEP) {
+    real *w = ARRAY(0), *v = ARRAY(1), *g = ARRAY(2), rate = (real)*lr;
+    for EACH(i) {
         const real velocity = (real)momentum * v[i] + (g[i] + (real)weight_decay * w[i]);
         v[i] = velocity;
         w[i] -= rate * velocity;
@@ -33,19 +29,17 @@ struct Adam { double beta1, beta2, eps, weight_decay; long long decoupled; };
 // Decoupled weight decay shrinks w (Loshchilov & Hutter 2019), the other one adds to g. Rows: w, m, v, g, k.
 extern "C" __global__ void adam(Table<5> t, const double *lr, Adam d) {
     __shared__ double step, unbias;
-    real *w = t.array[blockIdx.y][0], *m = t.array[blockIdx.y][1], *v = t.array[blockIdx.y][2];
-    const real *g = t.array[blockIdx.y][3];
-    const long long size = t.size[blockIdx.y];
-    if (blockIdx.x * 256ll >= size) return;
+    real *w = ARRAY(0), *m = ARRAY(1), *v = ARRAY(2), *g = ARRAY(3);
+    if (blockIdx.x * 256ll >= t.size[blockIdx.y]) return;
     if (threadIdx.x == 0) {  // for all: many GPUs are slow in double
-        const double k = *(const long long *)t.array[blockIdx.y][4];
+        const double k = *(long long *)ARRAY(4);
         step = *lr / (1 - pow(d.beta1, k));
         unbias = 1 / sqrt(1 - pow(d.beta2, k));
     }
     __syncthreads();
     const real shrink = d.decoupled ? (real)(1 - *lr * d.weight_decay) : 1;
     const real decay = d.decoupled ? 0 : (real)d.weight_decay;
-    for (long long i = FIRST; i < size; i += STEP) {
+    for EACH(i) {
         const real slope = g[i] + decay * w[i];
         const real mean = (real)d.beta1 * m[i] + (real)(1 - d.beta1) * slope;
         const real square = (real)d.beta2 * v[i] + (real)(1 - d.beta2) * (slope * slope);
@@ -57,16 +51,13 @@ extern "C" __global__ void adam(Table<5> t, const double *lr, Adam d) {
 
 // k += 1. Rows: k.
 extern "C" __global__ void count(Table<1> t) {
-    if (threadIdx.x == 0) ++*(long long *)t.array[blockIdx.y][0];
+    if (threadIdx.x == 0) ++*(long long *)ARRAY(0);
 }
 
 // s += (1 - d) (w - s), d = min(decay, (1 + k) / (10 + k)). Rows: s, w.
 extern "C" __global__ void ema(Table<2> t, const long long *k, double decay) {
-    real *s = t.array[blockIdx.y][0];
-    const real *w = t.array[blockIdx.y][1];
-    const long long size = t.size[blockIdx.y];
-    const real rest = (real)(1 - fmin(decay, (1.0 + *k) / (10.0 + *k)));
-    for (long long i = FIRST; i < size; i += STEP) s[i] += rest * (w[i] - s[i]);
+    real *s = ARRAY(0), *w = ARRAY(1), rest = (real)(1 - fmin(decay, (1.0 + *k) / (10.0 + *k)));
+    for EACH(i) s[i] += rest * (w[i] - s[i]);
 }
 
 // The sum over a block of 256 threads, given to its thread 0; always in the same order.
@@ -82,10 +73,9 @@ __device__ double sum_over_block(double value) {
 
 // parts[row][block]: the sum of squares of the block's share of the row. Rows: g.
 extern "C" __global__ void squares(Table<1> t, double *parts) {
-    const real *g = t.array[blockIdx.y][0];
-    const long long size = t.size[blockIdx.y];
+    const real *g = ARRAY(0);
     double sum = 0;
-    for (long long i = FIRST; i < size; i += STEP) sum += (double)g[i] * g[i];
+    for EACH(i) sum += (double)g[i] * g[i];
     sum = sum_over_block(sum);
     if (threadIdx.x == 0) parts[(t.first + blockIdx.y) * gridDim.x + blockIdx.x] = sum;
 }
@@ -104,9 +94,7 @@ extern "C" __global__ void clip_factor(const double *parts, long long count, dou
 
 // g *= factor. Rows: g.
 extern "C" __global__ void scale(Table<1> t, const double *factor) {
-    real *g = t.array[blockIdx.y][0];
-    const long long size = t.size[blockIdx.y];
-    const real limited = (real)*factor;
+    real *g = ARRAY(0), limited = (real)*factor;
     if (limited != 1)
-        for (long long i = FIRST; i < size; i += STEP) g[i] *= limited;
+        for EACH(i) g[i] *= limited;
 }

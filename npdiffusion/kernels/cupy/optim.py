@@ -38,7 +38,7 @@ def adam(params, grads, ms, vs, steps, lr, beta1, beta2, eps, weight_decay, deco
 
 
 def ema(averages, params, updates, decay):
-    """s ← d·s + (1 − d)·w, d = min(decay, (1 + k)/(10 + k)); updates: an array () of int64, the count k ← k + 1."""
+    """s ← d·s + (1 − d)·w with d = min(decay, (1 + k)/(10 + k)); updates: the count k ← k + 1, an array () of int64."""
     cupy().add(updates, 1, out=updates)
     with walkable(averages, read=[params]) as rows:
         launch_rows("ema", rows, updates, float(decay))
@@ -82,12 +82,12 @@ def walkable(*changed, read=()):
 
 
 def launch_rows(name, rows, *args):
-    """Run the kernel ``name`` of optim.cu on rows of arrays, as many in a launch as a table holds and are of one dtype."""
+    """Run the kernel ``name`` of optim.cu on rows of arrays: in a launch as many of one dtype as a table holds."""
     first, shared_by = 0, blocks(rows)
     for dtype, same in groupby(rows, lambda row: row[0].dtype):
         same = list(same)
-        real, layout = "float32" if dtype == np.int64 else dtype, table(len(same[0]))  # counts: the kernel has no real
-        many = layout["size"].shape[0]
+        many, layout = table(len(same[0]))
+        real = "float32" if dtype == np.int64 else dtype  # counts: their kernel has no real
         for some in (same[i:i + many] for i in range(0, len(same), many)):
             t = np.zeros((), layout)
             t["first"], t["size"][:len(some)] = first, [row[0].size for row in some]
@@ -103,6 +103,6 @@ def blocks(rows):
 
 @cache
 def table(arrays):
-    """struct Table<arrays>."""
+    """How many rows of so many arrays struct Table holds, and its dtype."""
     rows = 3992 // (8 * (arrays + 1))
-    return np.dtype([("first", "i8"), ("size", "i8", rows), ("array", "u8", (rows, arrays))])
+    return rows, np.dtype([("first", "i8"), ("size", "i8", rows), ("array", "u8", (rows, arrays))])

@@ -1,6 +1,7 @@
-// Pooling over (N, H, W, C): a thread for four neighbouring channels of a pixel of a sample's result, blocks along y for
-// the samples. Window (p, q) has the taps h = p stride - padding + i dilation, i = 0, 1, ..., and w likewise. Backward,
-// each pixel gathers from the windows that contain it, h = p stride - padding + i dilation solved for p: no atomics.
+// Pooling over (N, H, W, C): a thread for four neighbouring channels of a pixel of a sample's result, blocks along y
+// for the samples. Window (p, q) has the taps h = p stride - padding + i dilation, i = 0, 1, ..., and w likewise.
+// Backward, each pixel gathers from the windows that contain it, h = p stride - padding + i dilation solved for p: no
+// atomics.
 
 struct Pool {  // pairs are (vertical, horizontal)
     int samples, channels, size[2], out_size[2], kernel[2], stride[2], padding[2], dilation[2];
@@ -30,8 +31,9 @@ struct Place {
     int row, column, c, count;
     long long at, in, out;  // where in the image; numbers in a sample of x and of y
 
-    __device__ Place(const Pool &d, int columns)
-        : in((long long)d.size[0] * d.size[1] * d.channels), out((long long)d.out_size[0] * d.out_size[1] * d.channels) {
+    __device__ Place(const Pool &d, int columns) {
+        in = (long long)d.size[0] * d.size[1] * d.channels;
+        out = (long long)d.out_size[0] * d.out_size[1] * d.channels;
         const int i = blockIdx.x * blockDim.x + threadIdx.x, fours = (d.channels + 3) / 4, pixel = i / fours;
         c = 4 * (i % fours);
         count = d.channels - c;

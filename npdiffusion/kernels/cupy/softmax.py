@@ -11,25 +11,22 @@ from .layout import contiguous
 __all__ = ["softmax", "softmax_backward"]
 
 
-def _launch(name, arrays, axis):
-    shape, dtype = arrays[0].shape, arrays[0].dtype
-    length, inner = shape[axis], math.prod(shape[axis % len(shape) + 1:])
-    columns, lanes = arrays[0].size // length if length else 0, 32 if inner == 1 else 1
-    args = *arrays, columns, np.int32(length), inner
-    launch(kernel(name, "softmax", dtype, LANES=lanes), (ceil_div(columns * lanes, 256),), (256,), args)
-
-
 def softmax(x, axis):
     """y = e^(x − max x) / Σ e^(x − max x) along ``axis``."""
-    x = contiguous(x)
-    y = cupy().empty(x.shape, x.dtype)
-    _launch("softmax", (x, y), axis)
-    return y
+    return _launch("softmax", axis, x)
 
 
 def softmax_backward(g, y, axis):
     """dx = y·(g − Σ g·y) of ``softmax``, from its result y."""
-    g, y = contiguous(g), contiguous(y)
-    dx = cupy().empty(y.shape, y.dtype)
-    _launch("softmax_backward", (g, y, dx), axis)
-    return dx
+    return _launch("softmax_backward", axis, g, y)
+
+
+def _launch(name, axis, *arrays):
+    arrays = [*map(contiguous, arrays)]
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    out = cupy().empty(shape, dtype)
+    length, inner = shape[axis], math.prod(shape[axis % len(shape) + 1:])
+    columns, lanes = out.size // length if length else 0, 32 if inner == 1 else 1
+    args = *arrays, out, columns, np.int32(length), inner
+    launch(kernel(name, "softmax", dtype, LANES=lanes), (ceil_div(columns * lanes, 256),), (256,), args)
+    return out

@@ -30,7 +30,7 @@ template <int N> __device__ Pack<N> read(const real *from, bool inside) {
     return inside ? *(const Pack<N> *)from : Pack<N>();
 }
 
-// ---- who fetches what: a thread fetches COUNT Fours of each DEPTH terms of an operand, number s is four() of line(s) -
+// ---- who fetches what: a thread COUNT Fours of each DEPTH terms of an operand, number s is four() of line(s) -----
 
 template <int LINES> struct AlongTerms {  // neighbouring threads take neighbouring terms
     static const int COUNT = LINES / 32;
@@ -249,8 +249,8 @@ __device__ void multiply(Left &left, Right &right, int terms, Shared &shared, Su
 }
 
 // A tile of a gradient, from (row0, column0) on, and the sums of the left operand's lines, each written by one block.
-__device__ void store(const Sums &sums, const SummedColumns<ROWS> &left, Shared &shared, int row0, int column0, int rows,
-                      int columns, real *product, real *of_lines) {
+__device__ void store(const Sums &sums, const SummedColumns<ROWS> &left, Shared &shared, int row0, int column0,
+                      int rows, int columns, real *product, real *of_lines) {
     for (int r = 0; r < Sums::DOWN; r++)
         for (int c = 0; c < Sums::ALONG; c++) {
             const int row = row0 + sums.row(r), column = column0 + sums.column(c);

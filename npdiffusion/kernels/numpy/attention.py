@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ...threads import parallel
+from ...threads import one_blas_thread, parallel
 from .elementwise import LARGE
-from .product import matmul
+from .product import product
 
 __all__ = ["attention", "attention_backward", "softmax", "softmax_backward"]
 
@@ -64,22 +64,24 @@ def softmax_backward(g, y, axis):
     return _over_batch(backward, axis, np.empty_like(y), g, y)
 
 
+@one_blas_thread()
 def attention(query, key, value, mask, dropout, scale):
     """y = (weights·dropout) V with weights = softmax(scale·Q Kᵀ + mask); returns y and the weights."""
-    scores = matmul(query, key.swapaxes(-1, -2))
+    scores = product(query, key.swapaxes(-1, -2))
     if mask is not None:
         scores *= scale
         scores, scale = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask, 1.0
     weights = _softmax(scores, -1, scale)
-    return matmul(weights if dropout is None else weights * dropout, value), weights
+    return product(weights if dropout is None else weights * dropout, value), weights
 
 
+@one_blas_thread()
 def attention_backward(g, query, key, value, weights, dropout, scale):
     """Gradients of <g, y> for query, key, value and the scores scale·Q Kᵀ + mask."""
-    dweights = matmul(g, value.swapaxes(-1, -2))
-    dvalue = matmul((weights if dropout is None else weights * dropout).swapaxes(-1, -2), g)
+    dweights = product(g, value.swapaxes(-1, -2))
+    dvalue = product((weights if dropout is None else weights * dropout).swapaxes(-1, -2), g)
     dscores = softmax_backward(dweights if dropout is None else dweights * dropout, weights, -1)
-    dquery, dkey = matmul(dscores, key), matmul(dscores.swapaxes(-1, -2), query)
+    dquery, dkey = product(dscores, key), product(dscores.swapaxes(-1, -2), query)
     dquery *= scale  # here, and not in the scores, of which there are more
     dkey *= scale
     return dquery, dkey, dvalue, dscores

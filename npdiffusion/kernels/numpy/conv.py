@@ -31,11 +31,13 @@ __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_ba
 _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
 
 
+@one_blas_thread()
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
     """y (N, C_out, *size) by the equation above; bias (C_out,) or None."""
     return _gather(x, weight, bias, None, size, stride, padding, dilation, groups)[0]
 
 
+@one_blas_thread()
 def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """Gradients dx, dweight and dbias of <g, conv2d(x, weight, bias)>; None for those that are not needed.
 
@@ -56,6 +58,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
     return dx, dweight, dbias
 
 
+@one_blas_thread()
 def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
     """Transposed convolution: x (N, C_in, H, W), weight (C_in, C_out/groups, kh, kw) -> y (N, C_out, *size).
 
@@ -68,6 +71,7 @@ def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
     return _scatter(x, weight, bias, size, stride, padding, dilation, groups)
 
 
+@one_blas_thread()
 def conv_transpose2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """Gradients of <g, conv_transpose2d(x, weight, bias)>. Without bias it is <conv2d(g, weight), x>: one gather gives
     dx and dweight."""
@@ -216,6 +220,5 @@ def channel_sums(x):
     """Σ x over samples and pixels, the gradient of a bias: (N, C, H, W) -> (C,)."""
     rows, c = pixel_rows(x), x.shape[1]
     if x.size < LARGE:
-        with one_blas_thread():
-            return sums_over_pixels(rows, c).sum(0)
+        return sums_over_pixels(rows, c).sum(0)
     return sum(parallel(lambda start, stop: sums_over_pixels(rows[start:stop], c).sum(0), len(rows)))

@@ -6,7 +6,7 @@ Python's lock.
 
 import numpy as np
 
-from ...threads import parallel, scratch
+from ...threads import one_blas_thread, parallel, scratch
 from .layout import pixel_rows, sums_over_pixels, to_nchw
 
 __all__ = ["group_norm", "group_norm_backward"]
@@ -28,8 +28,7 @@ def _in_pieces(function, rows):
 def _repeat(factor, rows):
     """Per-channel factors (n, C), repeated to multiply rows (n, R, r·C)."""
     n, c = factor.shape
-    r = rows.shape[2] // c
-    return np.broadcast_to(factor[:, None], (n, r, c)).reshape(n, 1, r * c)
+    return factor[:, None].repeat(rows.shape[2] // c, 1).reshape(n, 1, -1)
 
 
 def _group_means(sums, groups, pixels):
@@ -39,15 +38,16 @@ def _group_means(sums, groups, pixels):
     return means.repeat(c // groups, axis=1)
 
 
-def _conditioned(weight, bias, scale_shift, n):
-    """Weight and bias of each sample, (n, C), and 1 + scale."""
-    c = len(weight)
+def _conditioned(weight, bias, scale_shift):
+    """Weight and bias of each sample, (n, C), or (C,) if all have the same; and 1 + scale."""
     if scale_shift is None:
-        return np.broadcast_to(weight, (n, c)), np.broadcast_to(bias, (n, c)), 1
+        return weight, bias, 1
+    c = len(weight)
     scale = 1 + scale_shift[:, :c]
     return weight * scale, bias * scale + scale_shift[:, c:], scale
 
 
+@one_blas_thread()
 def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     """y = (x − μ)/√(σ² + eps)·weight + bias, then y·(1 + scale) + shift, then y·sigmoid(y) if ``silu``.
 
@@ -64,7 +64,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     xs = pixel_rows(x)
     out = np.empty((n, h, w, c), x.dtype)
     ys = out.reshape(xs.shape)
-    weight, bias, _ = _conditioned(weight, bias, scale_shift, n)
+    weight, bias, _ = _conditioned(weight, bias, scale_shift)
     sums, squares = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
 
     def add_up(rows, s):
@@ -104,6 +104,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     return to_nchw(out), mu, rstd
 
 
+@one_blas_thread()
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
     """Gradients of ``group_norm`` from g (N, C, H, W), the gradient of its result.
 
@@ -119,7 +120,7 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     xs, gs = pixel_rows(x), pixel_rows(g)
     out = np.empty((n, h, w, c), x.dtype)
     dxs = out.reshape(xs.shape)
-    factor, summand, scale = _conditioned(weight, bias, scale_shift, n)
+    factor, summand, scale = _conditioned(weight, bias, scale_shift)
     slope = factor * rstd
     part = 0.5 if silu else 1.0  # of y that half is, and of d that is first computed
     half_slope, half_level = _repeat(part * slope, xs), _repeat(part * (summand - mean * slope), xs)

@@ -12,18 +12,18 @@ __all__ = ["linear", "linear_backward", "matmul"]
 LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it brings
 
 
+@one_blas_thread()
 def matmul(a, b):
     """a @ b by NumPy's rules, split over the first axis of stacks, or rows of a."""
-    return _product(a, b, None)
+    return product(a, b)
 
 
-def _product(a, b, bias):
+def product(a, b, bias=None):
     """a @ b, plus a bias for each column or None."""
     stacked = a.ndim > 2 or b.ndim > 2
     small = a.size * b.shape[-1] < LARGE
     if small or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
-        with one_blas_thread():
-            y = np.matmul(a, b)
+        y = np.matmul(a, b)
         return y if bias is None else np.add(y, bias, out=y)
     out = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
 
@@ -36,11 +36,13 @@ def _product(a, b, bias):
     return out
 
 
+@one_blas_thread()
 def linear(x, weight, bias):
     """x weightᵀ + bias: x (n, in), weight (out, in), bias (out,) or None."""
-    return _product(x, weight.T, bias)
+    return product(x, weight.T, bias)
 
 
+@one_blas_thread()
 def linear_backward(g, x, weight, need_input=True):
     """dx, dweight and dbias of <g, x weightᵀ + bias>; dx is None if not needed."""
-    return matmul(g, weight) if need_input else None, matmul(g.T, x), g.sum(0)
+    return product(g, weight) if need_input else None, product(g.T, x), g.sum(0)
