@@ -1,7 +1,5 @@
 """A training that shows its progress, saves itself, and goes on bit for bit where it was stopped."""
 
-import csv
-import io
 import json
 import signal
 import time
@@ -13,7 +11,7 @@ from tqdm import tqdm
 
 from .checkpoint import load_file, save_file
 from .cuda_graph import captured
-from .device import array_module, to_device
+from .device import to_device
 from .figures import save_figure
 from .files import atomic_write
 from .models import save_model
@@ -45,9 +43,8 @@ class Training:
 
     The model may be on a GPU: ``model.to("cuda")`` comes first. A checkpoint can go on on another device.
 
-    Attributes: ``rng``, the library's generator of the CPU, which draws all that is random, and ``device_rng``, that of
-    the model's device (both are saved too); ``step``; ``seconds`` spent in training steps; ``history``, a list of dicts
-    that ``report`` may add to (saved too).
+    Attributes: ``rng`` and ``device_rng``, the library's generators of the CPU and of the model's device; ``step``;
+    ``seconds`` spent in training steps; ``history``, a list of dicts that ``report`` may add to. All are saved, too.
     """
 
     def __init__(self, model, count, settings, *, steps, batch_size, lr, ema=0.999, weight_decay=0.0, clip=1.0):
@@ -62,7 +59,7 @@ class Training:
         self.step, self.seconds, self.position = 0, 0.0, 0
         self.order = self.rng.permutation(count)
         self.log = []  # rows (step, seconds, mean loss since the row before, learning rate)
-        self.losses = []  # since the last row, as they come: on a GPU nothing waits for them
+        self.losses = []  # since the last row, arrays as they come: on a GPU nothing waits for them
         self.history = []
 
     def fit(self, loss, out, *, batch=None, cuda_graph=False, resume=False, save_minutes=5.0, report=None, title=""):
@@ -99,7 +96,7 @@ class Training:
                 started = time.perf_counter()
                 self.losses.append(self.train_step(descend))
                 row = self.step % LOG_EVERY == 0 or self.step == self.steps
-                mean = float(np.mean(floats(self.losses))) if row else None
+                mean = float(np.mean([float(x) for x in self.losses])) if row else None
                 self.seconds += time.perf_counter() - started
                 bar.update(self.batch_size)
                 if row:
@@ -169,13 +166,9 @@ class Training:
             self.save(out / "checkpoint.safetensors")
         with self.averaged():
             save_model(out / "model.safetensors", self.model)
-        rows = io.StringIO()
-        writer = csv.writer(rows)
-        writer.writerow(["step", "seconds", "loss", "lr"])
-        writer.writerows([int(step), f"{seconds:.1f}", f"{loss:.5f}", f"{lr:.3e}"]
-                         for step, seconds, loss, lr in self.log)
         with atomic_write(out / "log.csv") as file:
-            file.write(rows.getvalue().encode())
+            np.savetxt(file, np.reshape(self.log, (-1, 4)), ["%d", "%.1f", "%.5f", "%.3e"], ",",
+                       header="step,seconds,loss,lr", comments="")
         save_figure(loss_curve(self.log, title), out / "loss.png")
 
     def save(self, path):
@@ -184,8 +177,8 @@ class Training:
         arrays |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
         arrays |= {f"optimizer.{k}": v if hasattr(v, "dtype") else np.asarray(v)
                    for k, v in self.optimizer.state_dict().items()}
-        arrays |= {"order": self.order, "log": np.array(self.log).reshape(-1, 4),
-                   "losses": np.array(floats(self.losses))}
+        arrays |= {"order": self.order, "log": np.reshape(self.log, (-1, 4)),
+                   "losses": np.array([float(x) for x in self.losses])}
         save_file(path, arrays, {"settings": self.settings, "step": self.step, "seconds": self.seconds,
                                  "position": self.position, "ema_updates": int(self.ema.updates),
                                  "history": self.history, "generator": self.rng.bit_generator.state,
@@ -212,13 +205,6 @@ class Training:
         state = meta.get("device_generator", {})
         if state.get("bit_generator") == self.device_rng.bit_generator.state["bit_generator"]:
             self.device_rng.bit_generator.state = state  # on another device the generator starts anew
-
-
-def floats(losses):
-    """Arrays of one element (or numbers) as floats, which come from a GPU all at once."""
-    kept = [x for x in losses if isinstance(x, float)]  # from a checkpoint, before the others
-    arrays = [x.reshape(()) for x in losses[len(kept):]]
-    return kept + (to_device(array_module(*arrays).stack(arrays), "cpu").tolist() if arrays else [])
 
 
 def loss_curve(log, title):

@@ -34,7 +34,7 @@ TYPES = {"bool": "?", "int": "i4", "unsigned": "u4", "long long": "i8", "unsigne
          "double": "f8", "unsigned char": "u1"}
 STRIDED = "product_"  # how the names of kernels begin that take arrays of any strides to read
 PARAMETERS = 4096  # bytes of all parameters
-ZONE = 4096  # bytes around each array that no kernel may write to
+ZONE = 8192  # bytes around each array that no kernel may write to
 LIMITS = (2**31 - 1, 65535, 65535), (1024, 1024, 64)  # blocks and threads along x, y, z
 
 

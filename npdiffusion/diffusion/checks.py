@@ -1,12 +1,13 @@
 """Checks of what schedulers and sampling are given."""
 
+import math
 import operator
 
 import numpy as np
 
-from ..device import array_module, device_of
+from ..device import array_module, device_of, to_device
 
-__all__ = ["check_like", "check_sample", "check_timesteps"]
+__all__ = ["check_labels", "check_like", "check_sample", "check_shape", "check_timesteps"]
 
 
 def check_sample(x, name):
@@ -48,3 +49,27 @@ def check_timesteps(t, n_samples, n_train):
         raise ValueError(f"timesteps: expected 0 to {n_train - 1}, got {low if low < 0 else high}; "
                          f"this scheduler has num_train_timesteps={n_train}")
     return t
+
+
+def check_shape(shape):
+    """Raise ValueError unless shape is (N, C, H, W), all positive."""
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"expected images of shape (N, C, H, W), none of them 0, got {tuple(shape)}")
+
+
+def check_labels(labels, model, x, guidance_scale):
+    """``labels`` as N integers on x's device, or None; raise unless they and guidance_scale make sense."""
+    if not 0 <= guidance_scale < math.inf:
+        raise ValueError(f"guidance_scale: expected a finite number >= 0, got {guidance_scale}")
+    if labels is None:
+        return None
+    if model.num_classes is None:
+        raise ValueError("labels: this model has no classes; pass labels=None")
+    labels = np.asarray(labels) if isinstance(labels, (int, list, tuple)) else labels
+    if labels.dtype.kind not in "iu" or labels.shape not in ((), (len(x),)):
+        raise ValueError(f"labels: expected an integer or {len(x)} integers, one for each picture, "
+                         f"got {labels.dtype} of shape {labels.shape}")
+    if labels.min() < 0 or labels.max() >= model.num_classes:
+        raise ValueError(f"labels: expected 0 to {model.num_classes - 1}, got {labels}; "
+                         f"for pictures without a class pass labels=None")
+    return array_module(x).broadcast_to(to_device(labels.astype(np.int64, copy=False), x), (len(x),))

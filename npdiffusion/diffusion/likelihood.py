@@ -14,7 +14,8 @@ import numpy as np
 
 from ..device import to_device
 from ..random import default_generator, standard_normal
-from .sampling import check_labels, evaluating, predict
+from .checks import check_labels
+from .sampling import evaluating, predict
 
 __all__ = ["VariationalBound", "discretised_gaussian_nll", "gaussian_kl", "variational_bound"]
 

@@ -6,7 +6,6 @@ leave the model's mode, the scheduler's timesteps and their inputs as they were.
 
 import copy
 import functools
-import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,10 +15,10 @@ from ..cuda_graph import replayed
 from ..device import array_module, device_of, to_device
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
-from .checks import check_sample, check_timesteps
+from .checks import check_labels, check_sample, check_shape, check_timesteps
 from .schedulers import DDIMScheduler, DDPMScheduler, trailing_timesteps
 
-__all__ = ["check_labels", "denoise", "evaluating", "generate", "predict"]
+__all__ = ["denoise", "evaluating", "generate", "predict"]
 
 
 def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_inference_steps=None, *,
@@ -211,27 +210,3 @@ def evaluating(model):
         yield
     finally:
         model.train(training)
-
-
-def check_shape(shape):
-    """Raise ValueError unless shape is (N, C, H, W), all positive."""
-    if len(shape) != 4 or min(shape) < 1:
-        raise ValueError(f"expected images of shape (N, C, H, W), none of them 0, got {tuple(shape)}")
-
-
-def check_labels(labels, model, x, guidance_scale):
-    """``labels`` as N integers on x's device, or None; raise unless they and guidance_scale make sense."""
-    if not 0 <= guidance_scale < math.inf:
-        raise ValueError(f"guidance_scale: expected a finite number >= 0, got {guidance_scale}")
-    if labels is None:
-        return None
-    if model.num_classes is None:
-        raise ValueError("labels: this model has no classes; pass labels=None")
-    labels = np.asarray(labels) if isinstance(labels, (int, list, tuple)) else labels
-    if labels.dtype.kind not in "iu" or labels.shape not in ((), (len(x),)):
-        raise ValueError(f"labels: expected an integer or {len(x)} integers, one for each picture, "
-                         f"got {labels.dtype} of shape {labels.shape}")
-    if labels.min() < 0 or labels.max() >= model.num_classes:
-        raise ValueError(f"labels: expected 0 to {model.num_classes - 1}, got {labels}; "
-                         f"for pictures without a class pass labels=None")
-    return array_module(x).broadcast_to(to_device(labels.astype(np.int64, copy=False), x), (len(x),))

@@ -54,6 +54,11 @@ def cast(sample, *coefficients):
     return [c.astype(sample.dtype) if getattr(c, "ndim", 0) else float(c) for c in coefficients]
 
 
+def rates(sample, alpha_bar):
+    """√ᾱ_t and √(1 - ᾱ_t), the shares of x_0 and ε in x_t, as they may multiply the sample."""
+    return cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5)
+
+
 @dataclass(eq=False)
 class _Scheduler:
     """Tables, forward process and conversions that DDPM and DDIM share.
@@ -170,46 +175,34 @@ class _Scheduler:
     def add_noise(self, original_samples, noise, timesteps):
         """x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε (Ho et al. 2020, eq. 4). ``timesteps``: an int or (N,) integers."""
         check_like(noise, "noise", original_samples)
-        alpha_bar = self._alpha_bar(timesteps, original_samples)
-        a, b = cast(noise, alpha_bar**0.5, (1 - alpha_bar)**0.5)
+        a, b = rates(noise, self._alpha_bar(timesteps, original_samples))
         return a * original_samples + b * noise
 
     def get_velocity(self, sample, noise, timesteps):
         """v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans & Ho 2022): what a ``v_prediction`` model learns."""
         check_like(noise, "noise", sample)
-        alpha_bar = self._alpha_bar(timesteps, sample)
-        a, b = cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5)
+        a, b = rates(sample, self._alpha_bar(timesteps, sample))
         return a * noise - b * sample
 
     def predict_original_sample(self, model_output, timestep, sample):
-        """The model's estimate of x_0 at x_t = ``sample``, clipped if ``clip_sample``.
+        """The model's estimate of x_0 at x_t = ``sample``, clipped if ``clip_sample``; timestep: an int or (N,)."""
+        check_like(model_output, "model_output", sample)
+        return self._estimates(model_output, sample, self._alpha_bar(timestep, sample))[0]
 
-        epsilon: (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t (Ho et al. 2020, eq. 15); v_prediction: √ᾱ_t x_t - √(1 - ᾱ_t) v
-        (Salimans & Ho 2022); sample: the output itself. ``timestep``: an int or (N,) integers.
+    def _estimates(self, output, x_t, alpha_bar):
+        """The model's x_0, clipped if ``clip_sample``, and its ε, which never is (Song et al. 2021, eq. 12).
+
+        epsilon: x_0 = (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t (Ho et al. 2020, eq. 15). v_prediction: x_0 = √ᾱ_t x_t - √(1 - ᾱ_t) v
+        and ε = √ᾱ_t v + √(1 - ᾱ_t) x_t (Salimans & Ho 2022). sample: x_0 itself.
         """
-        check_like(model_output, "model_output", sample)
-        return self._x0(model_output, sample, self._alpha_bar(timestep, sample))
-
-    def _x0(self, model_output, sample, alpha_bar):
-        a, b = cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5)
+        a, b = rates(x_t, alpha_bar)
         if self.prediction_type == "epsilon":
-            x0 = (sample - b * model_output) / a
+            x0, epsilon = (x_t - b * output) / a, output
         elif self.prediction_type == "v_prediction":
-            x0 = a * sample - b * model_output
+            x0, epsilon = a * x_t - b * output, a * output + b * x_t
         else:
-            x0 = model_output
-        return x0.clip(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else x0
-
-    def predict_epsilon(self, model_output, timestep, sample):
-        """The model's estimate of ε at x_t = ``sample``, never clipped (Song et al. 2021, eq. 12)."""
-        check_like(model_output, "model_output", sample)
-        return self._epsilon(model_output, sample, self._alpha_bar(timestep, sample))
-
-    def _epsilon(self, model_output, sample, alpha_bar):
-        a, b = cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5)
-        if self.prediction_type == "sample":
-            return (sample - a * model_output) / b
-        return a * model_output + b * sample if self.prediction_type == "v_prediction" else model_output
+            x0, epsilon = output, (x_t - a * output) / b
+        return x0.clip(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else x0, epsilon
 
     def step(self, model_output, timestep, sample, *, generator=None, noise=None, **options):
         """One step x_t -> x_{t-1} from one level t for the whole batch, with t - 1 meaning ``previous_timestep``.
@@ -270,7 +263,7 @@ class DDPMScheduler(_Scheduler):
         variance = shrink * beta if self.variance_type == "fixed_small" else beta
         of_x0, of_sample, sigma = cast(sample, alpha_bar_prev**0.5 * beta / (1 - alpha_bar), alpha**0.5 * shrink,
                                        variance**0.5)
-        x0 = self._x0(model_output, sample, alpha_bar)
+        x0, _ = self._estimates(model_output, sample, alpha_bar)
         prev = of_x0 * x0 + of_sample * sample
         return SchedulerOutput(prev if noise is None else prev + sigma * noise, x0)
 
@@ -325,9 +318,11 @@ class DDIMScheduler(_Scheduler):
         """
         variance = self.eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         rest = 1 - alpha_bar_prev - variance
-        a, b, a_prev, direction, sigma = cast(sample, alpha_bar**0.5, (1 - alpha_bar)**0.5, alpha_bar_prev**0.5,
-                                              (rest * (rest > 0))**0.5, variance**0.5)  # rounding can leave -1e-17
-        x0 = self._x0(model_output, sample, alpha_bar)
-        epsilon = (sample - a * x0) / b if use_clipped_model_output else self._epsilon(model_output, sample, alpha_bar)
+        direction = (rest * (rest > 0))**0.5  # rounding can leave -1e-17
+        a_prev, direction, sigma = cast(sample, alpha_bar_prev**0.5, direction, variance**0.5)
+        x0, epsilon = self._estimates(model_output, sample, alpha_bar)
+        if use_clipped_model_output:
+            a, b = rates(sample, alpha_bar)
+            epsilon = (sample - a * x0) / b
         prev = a_prev * x0 + direction * epsilon
         return SchedulerOutput(prev if noise is None else prev + sigma * noise, x0)

@@ -7,16 +7,15 @@ Each op is its equation, its forward and, right below, the closure that runs bac
 from ..tensor import Tensor
 from .activation import dropout, gelu, log_softmax, relu, sigmoid, silu, softmax, softplus, tanh
 from .arithmetic import (
-    abs, add, clamp, div, eq, exp, ge, gt, le, log, lt, maximum, minimum, mul, ne, neg, pow, sqrt, sub, where,
+    abs, add, clamp, comparison, div, exp, log, maximum, minimum, mul, neg, pow, sqrt, sub, where,
 )
 from .conv import conv2d, conv_transpose2d
-from .conversion import cpu, cuda, double, float, to
 from .loss import binary_cross_entropy_with_logits, cross_entropy, l1_loss, mse_loss
 from .normalization import group_norm, group_norm_silu, layer_norm
 from .pooling import avg_pool2d, interpolate, max_pool2d
 from .products import embedding, linear, matmul, scaled_dot_product_attention
 from .reduction import max, mean, min, sum, var
-from .shape import cat, expand, flatten, getitem, pad, permute, reshape, squeeze, stack, transpose, unsqueeze
+from .shape import cat, expand, flatten, getitem, pad, permute, reshape, squeeze, stack, to, transpose, unsqueeze
 
 __all__ = [
     "abs", "add", "avg_pool2d", "binary_cross_entropy_with_logits", "cat", "clamp", "conv2d", "conv_transpose2d",
@@ -35,7 +34,9 @@ Tensor.sum, Tensor.mean, Tensor.var, Tensor.max, Tensor.min = sum, mean, var, ma
 Tensor.reshape = Tensor.view = reshape
 Tensor.flatten, Tensor.permute, Tensor.transpose, Tensor.expand = flatten, permute, transpose, expand
 Tensor.squeeze, Tensor.unsqueeze = squeeze, unsqueeze
-Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.float, Tensor.double = to, cpu, cuda, float, double
+Tensor.to = to
+Tensor.cpu, Tensor.cuda = lambda self: to(self, "cpu"), lambda self: to(self, "cuda")
+Tensor.float, Tensor.double = lambda self: to(self, "float32"), lambda self: to(self, "float64")
 Tensor.T = property(lambda self: permute(self, *range(self.ndim)[::-1]))
 
 Tensor.__getitem__ = getitem
@@ -46,5 +47,6 @@ Tensor.__mul__, Tensor.__rmul__ = mul, lambda self, other: mul(other, self)
 Tensor.__truediv__, Tensor.__rtruediv__ = div, lambda self, other: div(other, self)
 Tensor.__pow__, Tensor.__rpow__ = pow, lambda self, other: pow(other, self)
 Tensor.__matmul__, Tensor.__rmatmul__ = matmul, lambda self, other: matmul(other, self)
-Tensor.__eq__, Tensor.__ne__ = eq, ne
-Tensor.__lt__, Tensor.__le__, Tensor.__gt__, Tensor.__ge__ = lt, le, gt, ge
+Tensor.__eq__, Tensor.__ne__ = comparison("equal"), comparison("not_equal")
+Tensor.__lt__, Tensor.__le__ = comparison("less"), comparison("less_equal")
+Tensor.__gt__, Tensor.__ge__ = comparison("greater"), comparison("greater_equal")

@@ -149,40 +149,13 @@ def where(condition, input, other):
     return record(array_module(c, x, y).where(c, x, y), "where", (a, b), lambda g: (g * c, g * ~c))
 
 
-def eq(input, other):
-    """input == other, a Tensor of bool."""
-    return _comparison("equal", input, other)
+def comparison(name):
+    """The op that compares by NumPy's function ``name``: a Tensor and another, an array or a number -> bool."""
+    def compare(input, other):
+        pair = arrays(name, input, other) if isinstance(other, Tensor) else (input.data, other)
+        return Tensor(getattr(array_module(*(x for x in pair if hasattr(x, "dtype"))), name)(*pair))
 
-
-def ne(input, other):
-    """input ≠ other, a Tensor of bool."""
-    return _comparison("not_equal", input, other)
-
-
-def lt(input, other):
-    """input < other, a Tensor of bool."""
-    return _comparison("less", input, other)
-
-
-def le(input, other):
-    """input ≤ other, a Tensor of bool."""
-    return _comparison("less_equal", input, other)
-
-
-def gt(input, other):
-    """input > other, a Tensor of bool."""
-    return _comparison("greater", input, other)
-
-
-def ge(input, other):
-    """input ≥ other, a Tensor of bool."""
-    return _comparison("greater_equal", input, other)
-
-
-def _comparison(name, input, other):
-    """NumPy's function ``name`` of a Tensor and another, an array or a number."""
-    pair = arrays("comparison", input, other) if isinstance(other, Tensor) else (input.data, other)
-    return Tensor(getattr(array_module(*(x for x in pair if hasattr(x, "dtype"))), name)(*pair))
+    return compare
 
 
 def _float(y, a, b):

@@ -1,10 +1,10 @@
-"""Ops that only move elements: views, indexing, joining and padding."""
+"""Ops that only move elements: views, indexing, joining, padding; to another device or dtype."""
 
 import math
 
 import numpy as np
 
-from ..device import array_module, to_device
+from ..device import array_module, is_device, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import axes_of, axis_of, check_float, check_tensor
@@ -158,3 +158,16 @@ def pad(input, pad, mode="constant", value=0.0):
         return (dx,)
 
     return record(y, "pad", (input,), backward)
+
+
+def to(input, target):
+    """input on a device ("cpu", "cuda", "cuda:1") or, given a dtype, converted to it; input itself if it is so already.
+
+    The gradient goes back to where input was.
+    """
+    x = input.data
+    if is_device(target):
+        y = to_device(x, target)
+        return input if y is x else record(y, "to", (input,), lambda g: (to_device(g, x),))
+    dtype, own = np.dtype(target), x.dtype
+    return input if dtype == own else record(x.astype(dtype), "to", (input,), lambda g: (g.astype(own),))

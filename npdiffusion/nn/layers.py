@@ -30,37 +30,39 @@ class Linear(Module):
         return F.linear(input, self.weight, self.bias)
 
 
-class Conv2d(Module):
-    """See ``functional.conv2d``; weight (out_channels, in_channels/groups, kh, kw), bias (out_channels,)."""
+class _Conv(Module):
+    """What both convolutions have: sizes, and a weight (first, second/groups, kh, kw) with its bias."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+    def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels):
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"Conv2d: groups={groups} must divide in_channels={in_channels} and "
+            raise ValueError(f"{type(self).__name__}: groups={groups} must divide in_channels={in_channels} and "
                              f"out_channels={out_channels}")
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        shape = out_channels, in_channels // groups, *self.kernel_size
+        shape = channels[0], channels[1] // groups, *self.kernel_size
         self.weight = _uniform(shape, math.prod(shape[1:]))
         self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
+
+
+class Conv2d(_Conv):
+    """See ``functional.conv2d``; weight (out_channels, in_channels/groups, kh, kw), bias (out_channels,)."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         (out_channels, in_channels))
 
     def forward(self, input):
         return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-class ConvTranspose2d(Module):
+class ConvTranspose2d(_Conv):
     """See ``functional.conv_transpose2d``; weight (in_channels, out_channels/groups, kh, kw)."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, output_padding=0, groups=1,
                  bias=True, dilation=1):
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f"ConvTranspose2d: groups={groups} must divide in_channels={in_channels} and "
-                             f"out_channels={out_channels}")
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
-        self.stride, self.padding, self.output_padding = stride, padding, output_padding
-        self.groups, self.dilation = groups, dilation
-        shape = in_channels, out_channels // groups, *self.kernel_size
-        self.weight = _uniform(shape, math.prod(shape[1:]))
-        self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                         (in_channels, out_channels))
+        self.output_padding = output_padding
 
     def forward(self, input):
         return F.conv_transpose2d(input, self.weight, self.bias, self.stride, self.padding, self.output_padding,
@@ -164,46 +166,18 @@ class Identity(Module):
         return input
 
 
-class ReLU(Module):
-    """See ``functional.relu``."""
-
-    def forward(self, input):
-        return F.relu(input)
-
-
-class SiLU(Module):
-    """See ``functional.silu``."""
-
-    def forward(self, input):
-        return F.silu(input)
+def _activation(name, op):
+    """A layer without parameters, for an op of one argument."""
+    return type(name, (Module,), {"__doc__": f"See ``functional.{op.__name__}``.", "__module__": __name__,
+                                  "forward": lambda self, input: op(input)})
 
 
-class GELU(Module):
-    """See ``functional.gelu``."""
-
-    def forward(self, input):
-        return F.gelu(input)
-
-
-class Sigmoid(Module):
-    """See ``functional.sigmoid``."""
-
-    def forward(self, input):
-        return F.sigmoid(input)
-
-
-class Tanh(Module):
-    """See ``functional.tanh``."""
-
-    def forward(self, input):
-        return F.tanh(input)
-
-
-class Softplus(Module):
-    """See ``functional.softplus``."""
-
-    def forward(self, input):
-        return F.softplus(input)
+ReLU = _activation("ReLU", F.relu)
+SiLU = _activation("SiLU", F.silu)
+GELU = _activation("GELU", F.gelu)
+Sigmoid = _activation("Sigmoid", F.sigmoid)
+Tanh = _activation("Tanh", F.tanh)
+Softplus = _activation("Softplus", F.softplus)
 
 
 def _pair(size):

@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources beside this file, and launches their kernels."""
+"""Compiles the CUDA sources of this folder, and launches their kernels."""
 
 from functools import cache, lru_cache
 from pathlib import Path

@@ -16,7 +16,7 @@ from .layout import contiguous
 __all__ = ["adam", "clip_grad_norm", "ema", "sgd"]
 
 ADAM = np.dtype([*((name, "f8") for name in ("beta1", "beta2", "eps", "weight_decay")), ("decoupled", "i8")])
-BLOCKS = 64  # that share a large array
+CHUNK = 1024  # elements of a block
 
 
 def sgd(params, grads, velocities, lr, momentum, weight_decay):
@@ -52,7 +52,7 @@ def clip_grad_norm(grads, max_norm):
     xp = cupy()
     norm, factor = xp.empty((), grads[0].dtype), xp.empty((), np.float64)
     with walkable(grads) as rows:
-        parts = xp.empty((len(rows), blocks(rows)), np.float64)
+        parts = xp.empty(sum(map(blocks, rows)), np.float64)
         launch_rows("squares", rows, parts)
         args = parts, parts.size, float(max_norm), norm, factor
         launch(kernel("clip_factor", "optim", norm.dtype), (1,), (256,), args)
@@ -83,26 +83,29 @@ def walkable(*changed, read=()):
 
 def launch_rows(name, rows, *args):
     """Run the kernel ``name`` of optim.cu on rows of arrays: in a launch as many of one dtype as a table holds."""
-    first, shared_by = 0, blocks(rows)
+    before = 0
     for dtype, same in groupby(rows, lambda row: row[0].dtype):
         same = list(same)
         many, layout = table(len(same[0]))
         real = "float32" if dtype == np.int64 else dtype  # counts: their kernel has no real
         for some in (same[i:i + many] for i in range(0, len(same), many)):
-            t = np.zeros((), layout)
-            t["first"], t["size"][:len(some)] = first, [row[0].size for row in some]
+            counts = [blocks(row) for row in some]
+            ends, t = np.cumsum(counts), np.zeros((), layout)
+            t["blocks"], t["size"][:len(some)] = before, [row[0].size for row in some]
+            t["block"][...] = ends[-1]
+            t["block"][:len(some)] = ends - counts
             t["array"][:len(some)] = [[a.data.ptr for a in row] for row in some]
-            launch(kernel(name, "optim", real), (shared_by, len(some)), (256,), (t[()], *args))
-            first += len(some)
+            launch(kernel(name, "optim", real), (int(ends[-1]),), (256,), (t[()], *args))
+            before += int(ends[-1])
 
 
-def blocks(rows):
-    """How many blocks share each of the rows."""
-    return max(1, min(BLOCKS, ceil_div(max((row[0].size for row in rows), default=0), 256)))
+def blocks(row):
+    return ceil_div(row[0].size, CHUNK)
 
 
 @cache
 def table(arrays):
     """How many rows of so many arrays struct Table holds, and its dtype."""
-    rows = 3992 // (8 * (arrays + 1))
-    return rows, np.dtype([("first", "i8"), ("size", "i8", rows), ("array", "u8", (rows, arrays))])
+    rows = 3984 // (12 + 8 * arrays)
+    fields = ("blocks", "i8"), ("array", "u8", (rows, arrays)), ("size", "i8", rows), ("block", "i4", rows)
+    return rows, np.dtype([*fields], align=True)

@@ -3,7 +3,7 @@
 Images have PyTorch's NCHW shapes over channels-last memory: ``x.transpose(0, 2, 3, 1)`` is contiguous.
 A pixel's channels then lie side by side, so that convolution becomes a few large matrix products.
 Kernels accept any strides, split the batch over threads and work through it in pieces that stay in cache.
-Where nothing faster is known, the plain kernel serves.
+Where nothing faster is known, the plain kernel serves. Equations, shapes and gradients: see ``kernels.plain``.
 """
 
 from ..plain import (

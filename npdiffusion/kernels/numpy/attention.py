@@ -55,7 +55,7 @@ def _softmax(x, axis, scale):
 
 
 def softmax_backward(g, y, axis):
-    """dx = y·(g − Σ g·y)."""
+    """See ``plain.softmax_backward``."""
     def backward(axis, dx, g, y):
         np.multiply(g, y, out=dx)
         np.subtract(g, _sum(dx, axis), out=dx)
@@ -66,7 +66,7 @@ def softmax_backward(g, y, axis):
 
 @one_blas_thread()
 def attention(query, key, value, mask, dropout, scale):
-    """y = (weights·dropout) V with weights = softmax(scale·Q Kᵀ + mask); returns y and the weights."""
+    """See ``plain.attention``."""
     scores = product(query, key.swapaxes(-1, -2))
     if mask is not None:
         scores *= scale
@@ -77,7 +77,7 @@ def attention(query, key, value, mask, dropout, scale):
 
 @one_blas_thread()
 def attention_backward(g, query, key, value, weights, dropout, scale):
-    """Gradients of <g, y> for query, key, value and the scores scale·Q Kᵀ + mask."""
+    """See ``plain.attention_backward``."""
     dweights = product(g, value.swapaxes(-1, -2))
     dvalue = product((weights if dropout is None else weights * dropout).swapaxes(-1, -2), g)
     dscores = softmax_backward(dweights if dropout is None else dweights * dropout, weights, -1)

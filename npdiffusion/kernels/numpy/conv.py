@@ -1,9 +1,5 @@
 """2-D convolution and transposed convolution as matrix products (im2col), with their gradients.
 
-Cross-correlation as in PyTorch; x (N, C_in, H, W), weight (C_out, C_in/groups, kh, kw), zeros around x:
-
-    y[n, o, p, q] = bias[o] + sum_{c, i, j} weight[o, c, i, j] x[n, c, p sh + i dh - top, q sw + j dw - left]
-
 The columns of x are the matrix with a row for each output pixel (n, p, q) and a column for each tap
 (i, j) and channel c, so that y = columns @ weight and dweight = columns.T @ dy. They are built a chunk
 at a time in a buffer that stays in cache. Convolution is bilinear, so two loops serve all the kernels:
@@ -33,13 +29,13 @@ _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, sm
 
 @one_blas_thread()
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """y (N, C_out, *size) by the equation above; bias (C_out,) or None."""
+    """See ``plain.conv2d``."""
     return _gather(x, weight, bias, None, size, stride, padding, dilation, groups)[0]
 
 
 @one_blas_thread()
 def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
-    """Gradients dx, dweight and dbias of <g, conv2d(x, weight, bias)>; None for those that are not needed.
+    """See ``plain.conv2d_backward``.
 
     With stride 1, <g, conv(x, weight)> = <x, conv(g, flipped weight)>: the columns of g give both.
     """
@@ -60,11 +56,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
 
 @one_blas_thread()
 def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """Transposed convolution: x (N, C_in, H, W), weight (C_in, C_out/groups, kh, kw) -> y (N, C_out, *size).
-
-    y is the input gradient of the convolution with this weight whose output is x: each pixel of x
-    adds its multiple of the taps to the window of y that it would have been computed from.
-    """
+    """See ``plain.conv_transpose2d``."""
     if tuple(stride) == (1, 1):
         padding = _flipped_padding(weight, padding, dilation)
         return _gather(x, _flip(weight, groups), bias, None, size, stride, padding, dilation, groups)[0]
@@ -73,8 +65,7 @@ def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
 
 @one_blas_thread()
 def conv_transpose2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
-    """Gradients of <g, conv_transpose2d(x, weight, bias)>. Without bias it is <conv2d(g, weight), x>: one gather gives
-    dx and dweight."""
+    """See ``plain.conv_transpose2d_backward``. One gather gives dx and dweight."""
     need_input, need_weight, need_bias = needs
     g, cotangent = to_nchw(channels_last(g)), x if need_weight else None
     dx, dweight = _gather(g, weight, None, cotangent, x.shape[2:], stride, padding, dilation, groups, need_input)

@@ -49,17 +49,8 @@ def _conditioned(weight, bias, scale_shift):
 
 @one_blas_thread()
 def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
-    """y = (x − μ)/√(σ² + eps)·weight + bias, then y·(1 + scale) + shift, then y·sigmoid(y) if ``silu``.
-
-    μ and σ² are the mean and the (biased) variance over the pixels and channels of one group of one sample.
-    The first two steps have again one weight and one bias, weight·(1 + scale) and bias·(1 + scale) + shift.
-
-    Args:
-        x: (N, C, H, W); groups: number of groups, divides C.
-        weight, bias: (C,). scale_shift: (N, 2·C), for each sample C scales, then C shifts; or None for zeros.
-
-    Returns y (N, C, H, W), and what backward needs besides x: μ and 1/√(σ² + eps), each (N, C).
-    """
+    """See ``plain.group_norm``. The scale and shift are again one weight and one bias, weight·(1 + scale) and
+    bias·(1 + scale) + shift; means and 1/√(σ² + eps) are computed between the two walks."""
     n, c, h, w = x.shape
     xs = pixel_rows(x)
     out = np.empty((n, h, w, c), x.dtype)
@@ -106,16 +97,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
 
 @one_blas_thread()
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
-    """Gradients of ``group_norm`` from g (N, C, H, W), the gradient of its result.
-
-    With x̂ = (x − μ)·rstd, d = g (times silu'(y) if ``silu``), means over a group, and w = weight·(1 + scale):
-    dx = rstd·(d·w − mean(d·w) − x̂·mean(d·w·x̂)). With a sample's sums over the pixels A = Σ d·x̂ and B = Σ d:
-    dscale = A·weight + B·bias,   dshift = B,   and, summed over the samples,
-    dweight = A·(1 + scale),      dbias = B·(1 + scale).
-    y is computed again, which is cheaper than keeping it.
-
-    Returns dx (N, C, H, W), dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None.
-    """
+    """See ``plain.group_norm_backward``, also for A and B. y is computed again, which is cheaper than keeping it."""
     n, c, h, w = x.shape
     xs, gs = pixel_rows(x), pixel_rows(g)
     out = np.empty((n, h, w, c), x.dtype)

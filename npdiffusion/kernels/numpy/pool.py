@@ -26,10 +26,7 @@ def _taps(x, out_size, kernel, stride, dilation):
 
 
 def max_pool2d(x, size, kernel, stride, padding, dilation):
-    """y[p] = max over the taps k of x[p·stride + k·dilation − padding]; x (N, C, H, W), outside it −∞.
-
-    Returns y (N, C, *size). NaN wins, as in PyTorch.
-    """
+    """See ``plain.max_pool2d``."""
     x = _padded(channels_last(x), size, kernel, stride, padding, dilation, -np.inf)
     out = np.empty((len(x), *size, x.shape[3]), x.dtype)
 
@@ -45,10 +42,7 @@ def max_pool2d(x, size, kernel, stride, padding, dilation):
 
 
 def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
-    """dx of ``max_pool2d``: each gradient goes to the first tap (row by row) that equals the maximum y.
-
-    A window whose maximum is NaN passes no gradient on.
-    """
+    """See ``plain.max_pool2d_backward``."""
     size, out_size = x.shape[2:], y.shape[2:]
     x, y, g = channels_last(x), channels_last(y), channels_last(g)
     padded = _padded(x, out_size, kernel, stride, padding, dilation, -np.inf)
@@ -72,17 +66,14 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
 
 
 def avg_pool2d(x, size, kernel, stride, padding, counts):
-    """y[p] = Σ over the taps k of x[p·stride + k − padding] / counts[p]; x (N, C, H, W), outside it 0.
-
-    counts: (H_out, W_out), what each window's sum is divided by.
-    """
+    """See ``plain.avg_pool2d``."""
     x = _padded(channels_last(x), size, kernel, stride, padding, (1, 1), 0)
     out = sum(_taps(x, size, kernel, stride, (1, 1)))
     return to_nchw(out / counts[:, :, None])
 
 
 def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
-    """dx of ``avg_pool2d`` for an input of spatial ``size``: each gradient spread over its window's taps."""
+    """See ``plain.avg_pool2d_backward``."""
     n, c, *out_size = g.shape
     share = channels_last(g) / counts[:, :, None]
     like = np.broadcast_to(np.zeros((), g.dtype), (n, *size, c))

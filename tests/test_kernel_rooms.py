@@ -1,0 +1,81 @@
+"""The fast kernels against the plain ones, by way of every op; and how a room is chosen."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import CASES, cases, small_pieces
+from test_training import loss_of, training
+
+import npdiffusion
+from npdiffusion import Tensor, functional as F, use_kernels
+from npdiffusion.kernels import kernels, plain
+from npdiffusion.kernels import numpy as fast
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+@settings(max_examples=25, deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
+          suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_every_op_computes_the_same_in_both(name, data):
+    """Results and all gradients."""
+    dtype, tolerance = data.draw(st.sampled_from([(np.float64, 1e-10), (np.float32, 1e-4)]), label="dtype")
+    case, results = data.draw(cases(name, dtype), label=name), []
+    pieces = data.draw(st.integers(1, 3), label="threads"), data.draw(st.booleans(), label="small")
+    for room in ("plain", "numpy"):
+        leaves = [Tensor(a, requires_grad=True) for a in case.arrays()]
+        with use_kernels(room), small_pieces(*pieces):
+            outputs = case(*leaves)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            upstream = np.random.default_rng(0).standard_normal(outputs[0].shape)
+            outputs[0].backward(np.asarray(upstream, dtype))
+        results.append([*(y.data for y in outputs), *(x.grad for x in leaves)])
+    for a, b in zip(*results, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.shape == b.shape and a.dtype == b.dtype
+            np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * (1 + np.abs(a).max(initial=0)))
+
+
+def test_a_training_on_the_plain_kernels_is_the_same(tmp_path):
+    runs = []
+    for room in ("plain", "numpy"):
+        with use_kernels(room):
+            runs.append(training())
+            runs[-1].fit(loss_of(runs[-1]), tmp_path / room)
+    np.testing.assert_allclose(runs[0].log[-1][2], runs[1].log[-1][2], rtol=1e-5)
+    for a, b in zip(*(run.model.state_dict().items() for run in runs)):
+        if not a[0].startswith("convs.") or a[0].endswith("weight"):  # the biases' gradients are nothing but rounding
+            np.testing.assert_allclose(a[1], b[1], rtol=1e-3, atol=1e-4)
+
+
+def test_use_kernels():
+    x = np.zeros(1)
+    assert kernels(x) is kernels(np.float32(0)) is fast
+    with use_kernels("plain"):
+        assert kernels(x) is plain
+        with use_kernels("numpy"):
+            assert kernels(x) is fast
+        assert kernels(x) is plain
+    assert kernels(x) is fast
+    use_kernels("plain")
+    assert kernels(x) is plain and F.relu(Tensor([-1.0, 2.0])).data.tolist() == [0, 2]
+    with pytest.raises(ValueError, match="'plain' or 'numpy', got 'fast'"):
+        npdiffusion.use_kernels("fast")
+    assert kernels(x) is plain
+
+
+def test_that_use_of_the_plain_kernels_was_put_back():
+    """By conftest.py, if the test before this one left it."""
+    assert kernels(np.zeros(1)) is fast
+
+
+@pytest.mark.parametrize("room", ["plain", "numpy"])
+def test_the_environment_chooses(room, monkeypatch):
+    monkeypatch.setenv("NPDIFFUSION_KERNELS", room)
+    code = "import numpy, npdiffusion.kernels as k; print(k.kernels(numpy.zeros(1)).__name__)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == f"npdiffusion.kernels.{room}"
