@@ -9,9 +9,9 @@ from npdiffusion.kernels.cupy import build, tile
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="cupy is not installed")
 SOURCES = {path.stem: build.source(path.stem) for path in Path(build.__file__).parent.glob("*.cu")}
-TILED = "conv", "matmul"
+TILED = "conv", "product"
 VARIANTS = [(family, real, lanes) for family in SOURCES if family not in TILED for real in ("float", "double")
-            for lanes in ([{"LANES": 1}, {"LANES": 32}] if family == "softmax" else [{}])]
+            for lanes in ([{"LANES": 1}, {"LANES": 32}] if family == "attention" else [{}])]
 VARIANTS += [(family, real, {"TF32": tf32, "WARPS_DOWN": down, "WARPS_ACROSS": across}) for family in TILED
              for real, tf32 in (("float", 0), ("float", 1), ("double", 0)) for down, across in sorted(tile.WARPS)]
 

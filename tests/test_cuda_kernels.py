@@ -20,7 +20,7 @@ from npdiffusion.kernels import cupy as cuda
 from npdiffusion.kernels import plain as reference
 from npdiffusion.kernels.cupy import build
 from npdiffusion.kernels.cupy.elementwise import channel_sums, sum_parts
-from npdiffusion.kernels.cupy.matmul import product
+from npdiffusion.kernels.cupy.product import product
 from strategies import LAYOUTS, laid_out
 
 SOME = settings(max_examples=20, deadline=None)

@@ -6,18 +6,17 @@ Sums are added in a fixed order, without atomics: the same bits every time. Noth
 changes from step to step (counts, learning rates) is read on the device: all launches can be captured in a CUDA graph.
 """
 
-from .attention import attention, attention_backward
+from .attention import attention, attention_backward, softmax, softmax_backward
 from .conv import conv2d, conv2d_backward, conv_transpose2d, conv_transpose2d_backward
 from .elementwise import (
     add, cat, relu, relu_backward, silu, silu_backward, squared_error, squared_error_backward, timestep_embedding,
 )
 from .index import add_at
-from .matmul import linear, linear_backward, matmul
 from .norm import group_norm, group_norm_backward
 from .optim import adam, clip_grad_norm, ema, sgd
 from .pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
+from .product import linear, linear_backward, matmul
 from .random import default_rng
-from .softmax import softmax, softmax_backward
 
 __all__ = [
     "adam", "add", "add_at", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "cat",

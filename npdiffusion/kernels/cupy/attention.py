@@ -1,37 +1,51 @@
-"""Attention: three launches forward and five backward, in which the heads are read where they lie."""
+"""Attention, three launches forward and five backward, in which the heads are read where they lie; and softmax along
+any axis: a warp for each column along the last one, a thread for each along another one."""
 
 import math
 
-from ...device import cupy
-from .matmul import product
-from .softmax import softmax, softmax_backward
+import numpy as np
 
-__all__ = ["attention", "attention_backward"]
+from ...device import cupy
+from .build import ceil_div, kernel, launch
+from .layout import contiguous
+from .product import product
+
+__all__ = ["attention", "attention_backward", "softmax", "softmax_backward"]
+
+
+def softmax(x, axis):
+    """See ``plain.softmax``."""
+    return _softmax("softmax", axis, x)
+
+
+def softmax_backward(g, y, axis):
+    """See ``plain.softmax_backward``."""
+    return _softmax("softmax_backward", axis, g, y)
+
+
+def _softmax(name, axis, *arrays):
+    arrays = [*map(contiguous, arrays)]
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    out = cupy().empty(shape, dtype)
+    length, inner = shape[axis], math.prod(shape[axis % len(shape) + 1:])
+    columns, lanes = out.size // length if length else 0, 32 if inner == 1 else 1
+    args = *arrays, out, columns, np.int32(length), inner
+    launch(kernel(name, "attention", dtype, LANES=lanes), (ceil_div(columns * lanes, 256),), (256,), args)
+    return out
 
 
 def attention(query, key, value, mask, dropout, scale):
-    """y = (P∘D) V (…, L, V) and the weights P = softmax(scale·Q Kᵀ + mask) (…, L, S) (Vaswani et al. 2017, eq. 1).
-
-    query Q (…, L, E), key K (…, S, E), value V (…, S, V); leading axes broadcast. mask: float, bool (False becomes −∞)
-    or None; dropout D: multipliers of the weights or None.
-    """
+    """See ``plain.attention``."""
     scores = product(query, key.swapaxes(-1, -2), scale=scale)
     if mask is not None:
         scores = cupy().where(mask, scores, -math.inf) if mask.dtype == bool else scores + mask
     weights = softmax(scores, -1)
-    return product(_dropped(weights, dropout), value), weights
+    return product(weights if dropout is None else weights * dropout, value), weights
 
 
 def attention_backward(g, query, key, value, weights, dropout, scale):
-    """dquery = scale·dS K, dkey = scale·dSᵀ Q, dvalue = (P∘D)ᵀ g and dscores = dS, which is a float mask's gradient.
-
-    dS = P∘(dP − Σ dP∘P) with dP = (g Vᵀ)∘D. All have the shapes that the arrays broadcast to.
-    """
-    dvalue = product(_dropped(weights, dropout).swapaxes(-1, -2), g)
-    dweights = _dropped(product(g, value.swapaxes(-1, -2)), dropout)
-    dscores = softmax_backward(dweights, weights, -1)
+    """See ``plain.attention_backward``."""
+    dvalue = product((weights if dropout is None else weights * dropout).swapaxes(-1, -2), g)
+    dweights = product(g, value.swapaxes(-1, -2))
+    dscores = softmax_backward(dweights if dropout is None else dweights * dropout, weights, -1)
     return product(dscores, key, scale=scale), product(dscores.swapaxes(-1, -2), query, scale=scale), dvalue, dscores
-
-
-def _dropped(weights, dropout):
-    return weights if dropout is None else weights * dropout

@@ -23,10 +23,7 @@ PIXELS = 2**31 - 2**10  # that an int can count, and a tile beyond
 
 
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """Convolution: x (N, C_in, H, W), weight (C_out, C_in/groups, kh, kw), bias (C_out,) or None -> (N, C_out, *size).
-
-    Pairs are (vertical, horizontal); padding is that in front, at the top and on the left.
-    """
+    """See ``plain.conv2d``."""
     x, weight = channels_last(x), channels_last(weight)
     y = cupy().empty((len(x), *size, len(weight)), x.dtype)
     conv = _conv(x.shape, y.shape, weight.shape, stride, padding, dilation, groups)
@@ -35,7 +32,7 @@ def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
 
 
 def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
-    """Gradients dx, dweight and dbias of <g, conv2d(x, weight, bias)>; None for those that are not needed."""
+    """See ``plain.conv2d_backward``."""
     need_input, need_weight, need_bias = needs
     settings, dweight, dbias = (stride, padding, dilation, groups), None, None
     dx = conv_transpose2d(g, weight, None, x.shape[2:], *settings) if need_input else None
@@ -47,10 +44,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
 
 
 def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """Transposed convolution: x (N, C_in, H, W), weight (C_in, C_out/groups, kh, kw) -> (N, C_out, *size).
-
-    It is the input gradient of ``conv2d`` with this weight, for images of this size.
-    """
+    """See ``plain.conv_transpose2d``."""
     x, weight = channels_last(x), channels_last(weight)
     channels, (sh, sw) = weight.shape[3], stride
     y = cupy().empty((len(x), *size, channels * groups), x.dtype)
@@ -60,7 +54,7 @@ def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
 
 
 def conv_transpose2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
-    """Gradients of <g, conv_transpose2d(x, weight, bias)>, without bias <conv2d(g, weight), x>."""
+    """See ``plain.conv_transpose2d_backward``."""
     need_input, need_weight, need_bias = needs
     g, settings = to_nchw(channels_last(g)), (stride, padding, dilation, groups)
     dx = conv2d(g, weight, None, x.shape[2:], *settings) if need_input else None

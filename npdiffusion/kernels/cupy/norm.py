@@ -20,11 +20,7 @@ def _launch(name, arrays, x, groups, silu, eps=0.0):
 
 
 def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
-    """y = (x − μ)/√(σ² + eps)·weight + bias, then y·(1 + scale) + shift, then y·sigmoid(y) if ``silu``.
-
-    x (N, C, H, W); weight, bias (C,); scale_shift (N, 2·C) or None. Returns y (N, C, H, W), μ and 1/√(σ² + eps),
-    each (N, C).
-    """
+    """See ``plain.group_norm``."""
     x, conditions = channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
     xp = cupy()
@@ -34,7 +30,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
 
 
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
-    """Gradients of ``group_norm`` from g (N, C, H, W): dx, dweight (C,), dbias (C,), dscale_shift (N, 2·C) or None."""
+    """See ``plain.group_norm_backward``."""
     g, x, conditions = channels_last(g), channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
     xp = cupy()

@@ -20,17 +20,13 @@ CHUNK = 1024  # elements of a block
 
 
 def sgd(params, grads, velocities, lr, momentum, weight_decay):
-    """v ← μ·v + (g + λ·w), w ← w − lr·v, with momentum μ and weight decay λ; lr an array () of float64."""
+    """See ``plain.sgd``."""
     with walkable(params, velocities, read=[grads]) as rows:
         launch_rows("sgd", rows, lr, float(momentum), float(weight_decay))
 
 
 def adam(params, grads, ms, vs, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """A step of Adam or, ``decoupled``, AdamW; steps: for each parameter an array () of int64, its count k:
-
-        k ← k + 1,  m ← β₁·m + (1 − β₁)·g,  v ← β₂·v + (1 − β₂)·g²
-        w ← w − lr·m̂/(√v̂ + eps),  m̂ = m/(1 − β₁^k),  v̂ = v/(1 − β₂^k)
-    """
+    """See ``plain.adam``."""
     launch_rows("count", [(k,) for k in steps])
     with walkable(params, ms, vs, read=[grads]) as rows:
         rows = [(*row, k) for row, k in zip(rows, steps)]
@@ -38,17 +34,14 @@ def adam(params, grads, ms, vs, steps, lr, beta1, beta2, eps, weight_decay, deco
 
 
 def ema(averages, params, updates, decay):
-    """s ← d·s + (1 − d)·w with d = min(decay, (1 + k)/(10 + k)); updates: the count k ← k + 1, an array () of int64."""
+    """See ``plain.ema``."""
     cupy().add(updates, 1, out=updates)
     with walkable(averages, read=[params]) as rows:
         launch_rows("ema", rows, updates, float(decay))
 
 
 def clip_grad_norm(grads, max_norm):
-    """Scale the gradients by max_norm/‖g‖ if their joint norm ‖g‖ is larger; returns ‖g‖, an array ().
-
-    Sums in float64, in a fixed order.
-    """
+    """See ``plain.clip_grad_norm``; the norm is an array (), so that nothing waits. Sums in float64, in a fixed order."""
     xp = cupy()
     norm, factor = xp.empty((), grads[0].dtype), xp.empty((), np.float64)
     with walkable(grads) as rows:
@@ -61,20 +54,20 @@ def clip_grad_norm(grads, max_norm):
 
 
 @contextmanager
-def walkable(*changed, read=()):
+def walkable(*written, read=()):
     """Rows of arrays, one from each list, for a kernel that walks through their memory from end to end.
 
     They lie without gaps, and in the axis order of the row's first array; what does not is copied, and copies of arrays
-    from the lists ``changed`` are written back in the end.
+    from the lists ``written`` are written back in the end.
     """
     rows, copies = [], []
-    for row in zip(*changed, *read):
+    for row in zip(*written, *read):
         w = row[0]
         if not all(a.flags.c_contiguous and a.dtype == w.dtype for a in row):
             order = sorted(range(w.ndim), key=lambda axis: -w.strides[axis])
             views = [a.transpose(order) for a in row]
             row = [contiguous(view.astype(w.dtype, copy=False)) for view in views]
-            copies += [(view, a) for view, a in zip(views[:len(changed)], row) if a is not view]
+            copies += [(view, a) for view, a in zip(views[:len(written)], row) if a is not view]
         rows.append(row)
     yield rows
     for view, a in copies:

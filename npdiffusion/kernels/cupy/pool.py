@@ -22,31 +22,28 @@ def _launch(name, arrays, x, y, kernel_size, stride, padding, dilation):
 
 
 def max_pool2d(x, size, kernel, stride, padding, dilation):
-    """y[p] = max over the taps k of x[p·stride + k·dilation − padding]; x (N, C, H, W), outside it −∞. NaN wins.
-
-    size: that of y; padding: in front, at the top and on the left.
-    """
+    """See ``plain.max_pool2d``."""
     x = channels_last(x)
     y = cupy().empty((len(x), *size, x.shape[3]), x.dtype)
     return _launch("max_pool2d", (x, y), x, y, kernel, stride, padding, dilation)
 
 
 def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
-    """dx of ``max_pool2d``: each gradient goes to the first tap (row by row) that equals the maximum y."""
+    """See ``plain.max_pool2d_backward``."""
     g, x, y = map(channels_last, (g, x, y))
     dx = cupy().empty(x.shape, x.dtype)
     return _launch("max_pool2d_backward", (g, x, y, dx), x, y, kernel, stride, padding, dilation)
 
 
 def avg_pool2d(x, size, kernel, stride, padding, counts):
-    """y[p] = Σ over the taps k of x[p·stride + k − padding] / counts[p]; x (N, C, H, W), outside it 0."""
+    """See ``plain.avg_pool2d``."""
     x = channels_last(x)
     y = cupy().empty((len(x), *size, x.shape[3]), x.dtype)
     return _launch("avg_pool2d", (x, contiguous(counts), y), x, y, kernel, stride, padding, (1, 1))
 
 
 def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
-    """dx of ``avg_pool2d`` for an input of spatial ``size``: each gradient spread over its window's taps."""
+    """See ``plain.avg_pool2d_backward``."""
     g = channels_last(g)
     dx = cupy().empty((len(g), *size, g.shape[3]), g.dtype)
     return _launch("avg_pool2d_backward", (g, contiguous(counts), dx), dx, g, kernel, stride, padding, (1, 1))

@@ -1,4 +1,4 @@
-"""What the launches of conv.cu and matmul.cu share: the tiles of tile.cuh."""
+"""What the launches of conv.cu and product.cu share: the tiles of tile.cuh."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Matrix products: our own (matmul.cu), and cuBLAS's where both are large and no CUDA graph is being captured.
+"""Matrix products: our own (product.cu), and cuBLAS's where both are large and no CUDA graph is being captured.
 
 Our own reads operands as they lie in memory, costs less of the CPU's time to launch, and can be captured in a CUDA
 graph, which CuPy's cuBLAS refuses.
@@ -15,7 +15,7 @@ from .tile import gradients, tile_kernel, tiles_of
 
 __all__ = ["linear", "linear_backward", "matmul", "product"]
 
-OPERAND = np.dtype([("stack", "i8", 2), ("pitch", "i4")], align=True)  # structs of matmul.cu
+OPERAND = np.dtype([("stack", "i8", 2), ("pitch", "i4")], align=True)  # structs of product.cu
 PRODUCT = np.dtype([*((name, OPERAND) for name in "aby"), *((name, "i4") for name in (
     "rows", "columns", "terms", "inner")), ("scale", "f8")], align=True)
 LARGE = 1 << 30  # multiplications, from which on cuBLAS takes over
@@ -86,7 +86,7 @@ def _product(a, b, bias, scale):
     (a, *of_a), (b, *of_b), (y, *of_y) = map(_operand, (a, b, y))
     warps = (4, 1) if m <= 32 else (1, 4) if n <= 32 else (2, 2)
     sizes = struct(PRODUCT, of_a[1], of_b[1], of_y[1], n, m, k, inner, scale)
-    launch(tile_kernel(f"product_{of_a[0]}{of_b[0]}", "matmul", a.dtype, warps),
+    launch(tile_kernel(f"product_{of_a[0]}{of_b[0]}", "product", a.dtype, warps),
            (tiles_of(n, m, warps) * outer * inner,), (128,), (a, b, bias, y, sizes))
     return y.reshape(*stack, n, m)
 
@@ -109,7 +109,7 @@ def _operand(a):
 def _gradients(g, x):
     """gᵀ x and the sums of g's columns."""
     g, x, (terms, rows), columns = contiguous(g), contiguous(x), g.shape, x.shape[1]
-    return gradients("linear_gradient", "matmul", g, x, rows, columns, terms, np.int32(rows), np.int32(columns), terms)
+    return gradients("linear_gradient", "product", g, x, rows, columns, terms, np.int32(rows), np.int32(columns), terms)
 
 
 def _cublas(a, b):
