@@ -36,12 +36,13 @@ class Optimizer:
         self.lr = lr
 
     def _follow(self):
-        """Bring the state to where the parameters are now."""
-        like = self.parameters[0].data
-        self.rate, self.steps = to_device(self.rate, like), to_device(self.steps, like)
-        for name in self.buffers:
-            setattr(self, name, [to_device(a, like).astype(p.dtype, copy=False)
-                                 for a, p in zip(getattr(self, name), self.parameters)])
+        """Bring the state to where the parameters are now, if they were moved or converted."""
+        first, state = self.parameters[0].data, [getattr(self, name) for name in self.buffers]
+        if device_of(self.rate) != device_of(first) or any(arrays[0].dtype != first.dtype for arrays in state):
+            self.rate, self.steps = to_device(self.rate, first), to_device(self.steps, first)
+            for name, arrays in zip(self.buffers, state):
+                setattr(self, name, [to_device(a, first).astype(p.dtype, copy=False)
+                                     for a, p in zip(arrays, self.parameters)])
 
     @property
     def lr(self):
@@ -59,18 +60,16 @@ class Optimizer:
 
     def step(self):
         """Move every parameter that has a gradient."""
-        first = self.parameters[0].data
-        if device_of(self.rate) != device_of(first) or any(getattr(self, b)[0].dtype != first.dtype
-                                                           for b in self.buffers):
-            self._follow()
-        with_grad = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        if with_grad:
-            weights, grads = [self.parameters[i].data for i in with_grad], [self.parameters[i].grad for i in with_grad]
-            state = [[getattr(self, name)[i] for i in with_grad] for name in self.buffers]
-            self.update(kernels(first), weights, grads, *state, [self.steps[i, ...] for i in with_grad])
+        self._follow()
+        moved = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        if moved:
+            weights, grads = [self.parameters[i].data for i in moved], [self.parameters[i].grad for i in moved]
+            state = [[getattr(self, name)[i] for i in moved] for name in self.buffers]
+            self.update(kernels(weights[0]), weights, grads, *state, [self.steps[i, ...] for i in moved])
 
     def state_dict(self):
         """{name: array or number} to go on from; the arrays are the optimiser's own."""
+        self._follow()
         arrays = {f"{name}.{i}": a for name in self.buffers for i, a in enumerate(getattr(self, name))}
         return {"steps": self.steps, "lr": self.lr, **arrays}
 
