@@ -186,18 +186,14 @@ def test_channel_sums_over_many_blocks():
 def test_activations(data):
     d = Draw(data)
     shape = d.pick((), (d.int(0, 600),), (3, 4, 5), (2, d.int(1, 5), 3, 4))
-    x, g = d.array(*shape, ties=d.pick(True, False)), d.array(*shape)
+    x, g = d.array(*shape), d.array(*shape)
     images = [0] if len(shape) == 4 else []
-    for name in ("relu", "silu"):
-        assert_close(getattr(cuda, name)(x), np.asarray(getattr(reference, name)(x)), images)
-        name += "_backward"
-        assert_close(getattr(cuda, name)(g, x), np.asarray(getattr(reference, name)(g, x)), images)
+    assert_close(cuda.silu(x), np.asarray(reference.silu(x)), images)
+    assert_close(cuda.silu_backward(g, x), np.asarray(reference.silu_backward(g, x)), images)
 
 
 def test_activations_of_infinities_and_nan():
     x = np.array([np.inf, np.nan, -30.0, 30.0])
-    np.testing.assert_array_equal(cuda.relu(x), [np.inf, np.nan, 0, 30])
-    np.testing.assert_array_equal(cuda.relu_backward(np.full(4, 2.0), x), [2, 0, 0, 2])
     np.testing.assert_allclose(cuda.silu(x), [np.inf, np.nan, -30 * np.exp(-30.0), 30])
 
 

@@ -303,11 +303,8 @@ def test_matmul(a, b):
 @given(shape=shapes(), rng=seeds)
 def test_activations(shape, rng):
     x = np.asarray(rng.standard_normal(shape))
-    x += np.where(x > 0, 0.1, -0.1)  # away from the kink
-    for name in ("relu", "silu"):
-        forward, backward = getattr(plain, name), getattr(plain, f"{name}_backward")
-        close(forward(x), ORACLES[name](x))
-        check_gradients(forward, lambda g, x: [backward(g, x)], [x], rng)
+    close(plain.silu(x), ORACLES["silu"](x))
+    check_gradients(plain.silu, lambda g, x: [plain.silu_backward(g, x)], [x], rng)
 
 
 def test_activations_of_large_numbers():
@@ -315,7 +312,6 @@ def test_activations_of_large_numbers():
     with np.errstate(all="raise"):
         np.testing.assert_array_equal(plain.silu(x), [0, 0, 1e4])
         np.testing.assert_array_equal(plain.silu_backward(ones, x), [0, 0.5, 1])
-    np.testing.assert_array_equal(plain.relu_backward(ones, x), [0, 0, 1])
 
 
 @quick

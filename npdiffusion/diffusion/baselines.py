@@ -1,7 +1,4 @@
-"""Denoisers that know the training pictures and no network: what a learned one should be measured against.
-
-They take NumPy arrays and return them; no GPU is needed.
-"""
+"""Denoisers of NumPy arrays that know the training pictures: what a learned one should be measured against."""
 
 import math
 
@@ -38,18 +35,14 @@ def posterior_mean(noisy, alpha_bar, images, block=250):
 
     w = softmax_i(−‖x_t − √ᾱ_t x_i‖² / (2 (1 − ᾱ_t)))
 
-    noisy: x_t, (M, …). alpha_bar: ᾱ_t < 1. images: (N, …) training pictures. block: rows of the M × N weights that are
-    in memory at a time. Returns an array like noisy.
+    noisy: x_t, (M, …). alpha_bar: ᾱ_t < 1. images: (N, …) training pictures. block: rows of the M × N weights in
+    memory at a time. Returns an array like noisy.
     """
     x, flat = noisy.reshape(len(noisy), -1), images.reshape(len(images), -1)
     a, half_norms = math.sqrt(alpha_bar), 0.5 * np.einsum("ij,ij->i", flat, flat)
     result = np.empty_like(x)
     for i in range(0, len(x), block):
-        w = x[i:i + block] @ flat.T  # without ‖x_t‖², which all have in common
-        w -= a * half_norms
-        w *= a / (1 - alpha_bar)
-        w -= w.max(1, keepdims=True)
-        np.exp(w, out=w)
-        w /= w.sum(1, keepdims=True)
-        result[i:i + block] = w @ flat
+        logits = (x[i:i + block] @ flat.T - a * half_norms) * (a / (1 - alpha_bar))  # without ‖x_t‖², common to all
+        w = np.exp(logits - logits.max(1, keepdims=True))
+        result[i:i + block] = w @ flat / w.sum(1, keepdims=True)
     return result.reshape(noisy.shape)

@@ -23,10 +23,9 @@ HALF_STEP = 1 / 255  # between two grey values in [−1, 1]
 
 
 class VariationalBound(NamedTuple):
-    """The bound in nats, one row a picture.
+    """The bound in nats, one row a picture; column k of diffusion estimates the sum of edges[k] ≤ t < edges[k + 1].
 
-    decoder, prior: (N,). diffusion: (N, K), column k an unbiased estimate of the terms of the levels
-    edges[k] ≤ t < edges[k + 1], summed. edges: K + 1 integers from 1 to T.
+    decoder, prior: (N,). diffusion: (N, K). edges: K + 1 integers from 1 to T.
     """
 
     decoder: np.ndarray
@@ -45,25 +44,23 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
     """Estimate the variational bound on −log p(x_0), with labels on −log p(x_0 | label), of 8-bit pictures.
 
     The levels 1 … T − 1 are cut into groups, narrow at the clean end, where the terms are largest. Each picture visits
-    one level of each group, drawn at random, and its term counts as often as the group has levels: the estimate is
-    unbiased, and independent from picture to picture, so that std(total) / √N is its standard error.
+    one random level of each group, and its term counts as often as the group has levels: the estimate is unbiased, and
+    independent from picture to picture, so that std(total) / √N is its standard error.
 
     Args:
-        model, labels: as for ``generate``.
+        model, labels: as for ``generate``. The model alone computes on its device, all else in float64 on the CPU.
         scheduler: a DDPMScheduler. Its ``variance_type`` is the variance of p(x_{t-1} | x_t); at t = 0, where
-            fixed_small would be 0, both take β̃_1, as Ho et al.'s code does. The mean comes from the model's x_0,
-            clipped if ``clip_sample``.
-        images: (N, C, H, W) float32, every value one of k / 127.5 − 1, k = 0 … 255, on any device: the noise is drawn
-            and all float64 arithmetic done on the CPU, and the model alone computes on its own device.
-        groups: how many, at most.
+            fixed_small would be 0, both take β̃_1, as Ho et al.'s code does. The mean is that of the model's x_0.
+        images: (N, C, H, W) float32, every value one of k / 127.5 − 1, k = 0 … 255, on any device.
+        groups: how many, at most. batch_size: pictures that go through the model together.
         generator: np.random.Generator; None takes the library's of the CPU.
-        batch_size: pictures that go through the model together. report: called with their number after each batch.
+        report: called with the number of pictures after each batch.
 
     Returns a VariationalBound. Raises ValueError if the images are not 8-bit.
     """
     images = to_device(images, "cpu")
     grey = (images + 1) * 127.5
-    if images.ndim != 4 or abs(grey - np.rint(grey)).max() > 1e-2 or grey.min() < -0.5 or grey.max() > 255.5:
+    if images.ndim != 4 or not (abs(grey - np.rint(grey).clip(0, 255)) <= 1e-2).all():
         raise ValueError("variational_bound expects 8-bit pictures (N, C, H, W), scaled as x / 127.5 - 1, "
                          f"got shape {images.shape} and values from {images.min()} to {images.max()}")
     labels = check_labels(labels, model, images, 1.0)

@@ -148,10 +148,7 @@ class _Scheduler:
         """The level t whose σ_t is nearest to ``sigma``, by their ratio: the inverse of ``sigmas[t]``.
 
         sigma: standard deviation of the noise in x_0 + σ ε, in units of x_0: a number, or (N,) of them; less than
-        sigmas[0] is level 0. Returns an int, or (N,) int64.
-
-        Raises:
-            ValueError: σ ≤ 0, not finite, or above sigmas[-1], the noisiest level of this schedule.
+        sigmas[0] is level 0. Returns an int, or (N,) int64. Raises ValueError for σ ≤ 0, and above sigmas[-1].
         """
         sigma = np.asarray(sigma, dtype=np.float64)
         wrong = sigma[~((sigma > 0) & (sigma <= self.sigmas[-1]))]

@@ -2,7 +2,7 @@
 
 from .. import functional as F
 from .. import nn
-from .unet import GROUPS, check_channels
+from .blocks import NormSiLU, check_channels, check_shape, conv_pairs
 
 __all__ = ["Classifier"]
 
@@ -16,8 +16,7 @@ class Classifier(nn.Module):
         channels: one number for each resolution; multiples of 8.
         dropout: probability before the linear layer.
 
-    Called with a Tensor (N, in_channels, H, W); returns the logits (N, K). ``features`` returns what the linear
-    layer sees, (N, channels[-1]): the space in which the classifier-FID compares pictures.
+    Called with a Tensor (N, in_channels, H, W); returns the logits (N, K).
     """
 
     def __init__(self, num_classes=10, in_channels=1, channels=(32, 64, 128), dropout=0.0):
@@ -25,22 +24,18 @@ class Classifier(nn.Module):
         self.config = dict(num_classes=num_classes, in_channels=in_channels, channels=channels, dropout=dropout)
         self.num_classes = num_classes
         check_channels("Classifier", channels)
-        inputs = (in_channels, *channels[:-1])
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1)
-                                   for i, o in zip(inputs, channels) for a, b in ((i, o), (o, o)))
-        self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, o) for o in channels for _ in range(2))
+        self.convs = conv_pairs(in_channels, channels)
+        self.norms = nn.ModuleList(NormSiLU(c) for c in channels for _ in range(2))
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels[-1], num_classes)
 
     def features(self, x):
-        """(N, channels[-1]): the mean over all pixels of the last resolution."""
-        if x.ndim != 4 or x.shape[1] != self.config["in_channels"]:
-            raise ValueError(f"Classifier expects an input of shape (N, {self.config['in_channels']}, H, W), "
-                             f"got {x.shape}")
+        """What the linear layer sees, (N, channels[-1]): the space in which the classifier-FID compares pictures."""
+        check_shape("Classifier", x, self.config["in_channels"], "H", "W")
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             if i and i % 2 == 0:
                 x = F.max_pool2d(x, 2)
-            x = F.group_norm_silu(conv(x), GROUPS, norm.weight, norm.bias)
+            x = norm(conv(x))
         return x.mean((2, 3))
 
     def forward(self, x):

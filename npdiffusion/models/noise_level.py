@@ -5,6 +5,7 @@ import numpy as np
 from .. import functional as F
 from .. import nn
 from ..tensor import Tensor, no_grad
+from .blocks import check_shape, conv_pairs, mlp
 
 __all__ = ["NoiseLevelNet", "laplace_nll"]
 
@@ -13,8 +14,7 @@ class NoiseLevelNet(nn.Module):
     """The log signal-to-noise ratio λ of a noisy picture, and how sure that is.
 
     λ = log(ᾱ_t/(1 − ᾱ_t)) = −2 log σ_t for x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε, and as well for x_0 + σ_t ε: the picture is
-    first divided by its root mean square, so the scale does not matter. No schedule is built in; ``timesteps`` asks
-    the scheduler it is given.
+    first divided by its root mean square. No schedule is built in; ``timesteps`` asks the scheduler it is given.
 
     For each resolution two 3×3 convolutions, without normalisation, because noise shows in how strongly the features
     vary; then the mean and the log mean square of all features over the pixels, and an MLP.
@@ -25,8 +25,8 @@ class NoiseLevelNet(nn.Module):
         hidden: width of the MLP.
 
     Called with a Tensor (N, in_channels, H, W); returns (N, 2): λ's median and log b of a Laplace distribution
-    p(λ | x) = exp(−|λ − median|/b)/(2b). A median stays one under every monotone map, so the median of λ is that of t:
-    the estimate of least mean absolute error in both.
+    p(λ | x) = exp(−|λ − median|/b)/(2b). Under the monotone map from λ to t a median stays one: both have the least
+    mean absolute error.
     """
 
     def __init__(self, in_channels=1, channels=(16, 32, 64), hidden=64):
@@ -35,17 +35,13 @@ class NoiseLevelNet(nn.Module):
         if not channels or min(channels) < 1:
             raise ValueError(f"NoiseLevelNet: expected a positive number of channels for each resolution, "
                              f"got {channels}")
-        inputs = (in_channels, *channels[:-1])
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1)
-                                   for i, o in zip(inputs, channels) for a, b in ((i, o), (o, o)))
+        self.convs = conv_pairs(in_channels, channels)
         for conv in self.convs:  # from PyTorch's 1/(3 fan_in) to variance 3/fan_in: nothing else keeps SiLU's scale
             conv.weight.data *= 3
-        self.mlp = nn.Sequential(nn.Linear(2 * sum(channels), hidden), nn.SiLU(), nn.Linear(hidden, 2))
+        self.mlp = mlp(2 * sum(channels), hidden, 2)
 
     def forward(self, x):
-        if x.ndim != 4 or x.shape[1] != self.config["in_channels"]:
-            raise ValueError(f"NoiseLevelNet expects an input of shape (N, {self.config['in_channels']}, H, W), "
-                             f"got {x.shape}")
+        check_shape("NoiseLevelNet", x, self.config["in_channels"], "H", "W")
         x = x / ((x * x).mean((1, 2, 3), keepdim=True) + 1e-12).sqrt()
         statistics = []
         for i, conv in enumerate(self.convs):
@@ -57,8 +53,7 @@ class NoiseLevelNet(nn.Module):
         return self.mlp(F.cat(statistics, 1))
 
     def log_snr(self, pictures, batch_size=250):
-        """Median of λ and the distribution's b for each of the pictures (N, C, H, W), on any device: two NumPy arrays
-        (N,)."""
+        """λ's median and b for each of the pictures (N, C, H, W), on any device: two float64 NumPy arrays (N,)."""
         with no_grad():
             results = [self(Tensor(pictures[i:i + batch_size].astype(np.float32), device=self.device)).cpu().data
                        for i in range(0, len(pictures), batch_size)]
@@ -75,10 +70,9 @@ class NoiseLevelNet(nn.Module):
 
 
 def laplace_nll(output, log_snr):
-    """−log p(λ | x), averaged, of the distribution that ``NoiseLevelNet`` returns: |λ − median|/b + log 2b.
+    """−log p(λ | x) = |λ − median|/b + log 2b, averaged (Kendall & Gal 2017, eq. 5, with Laplace's distribution).
 
-    output: Tensor (N, 2). log_snr: array (N,) on any device, the true λ. Kendall & Gal 2017, eq. 5, with Laplace's
-    distribution.
+    output: Tensor (N, 2) of a ``NoiseLevelNet``. log_snr: array (N,) on any device, the true λ.
     """
     median, log_b = output[:, 0], output[:, 1]
     error = (median - Tensor(log_snr.astype(output.dtype), device=output.device)).abs()

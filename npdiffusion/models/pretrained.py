@@ -12,7 +12,7 @@ from .vae import VAE
 __all__ = ["load_model", "pretrained", "save_model"]
 
 PACKAGE = Path(__file__).parent.parent
-# The package's own; those of a checkout: beside the package, or beside an example that runs with an installed package.
+# The package's own; those of a checkout, found next to the package or to the example that runs
 WEIGHTS = PACKAGE / "weights", PACKAGE.parent / "examples" / "weights", Path(sys.argv[0]).parent / "weights"
 CLASSES = {kind.__name__: kind for kind in (Classifier, NoiseLevelNet, UNet, VAE)}
 
@@ -28,8 +28,7 @@ def save_model(path, model, dtype=None):
 def load_model(path):
     """The network that ``save_model`` wrote, with its weights, in evaluation mode.
 
-    Raises:
-        FileNotFoundError, ValueError: no such file, a damaged one, or one of another architecture.
+    Raises FileNotFoundError or ValueError: no such file, a damaged one, or one of another architecture.
     """
     state, config = load_weights(path)
     kind = config.pop("class", "UNet")
@@ -44,22 +43,22 @@ def load_model(path):
 
 
 def pretrained(name="mnist-ddpm"):
-    """A network trained by this project; each has its card beside its weights.
+    """A network trained by this project; a card (NAME.md) lies next to its weights.
 
     In npdiffusion/weights: "mnist-ddpm" is the class-conditional ε-predictor for 32×32 digits, which goes with
-    ``DDPMScheduler()``'s defaults (1024 steps, linear schedule); "mnist-classifier" tells the ten digits apart;
-    "mnist-noise-level" estimates how noisy a 32×32 digit is.
+    ``DDPMScheduler()``'s defaults; "mnist-classifier" tells the ten digits apart; "mnist-noise-level" estimates how
+    noisy a digit is. In examples/weights, from a checkout only, as their licence is the data's (CC BY-NC-SA 3.0):
+    "sstem-mitochondria" finds mitochondria in electron micrographs, "sstem-ddpm" predicts their noise.
 
-    In examples/weights, since their licence is the data's (CC BY-NC-SA 3.0), found from a checkout only:
-    "sstem-mitochondria" finds mitochondria in electron micrographs, "sstem-ddpm" predicts their noise. Raises
-    ValueError, which says where a network is to be had.
+    Raises ValueError, which says where a network is to be had.
     """
-    path = next((path for folder in WEIGHTS if (path := folder / f"{name}.safetensors").is_file()), None)
-    if path is None and name.startswith("sstem-"):
+    for folder in WEIGHTS:
+        path = folder / f"{name}.safetensors"
+        if path.is_file():
+            return load_model(path)
+    if name.startswith("sstem-"):
         raise ValueError(f"{name} is not part of the installed package: its licence is that of its data, CC BY-NC-SA. "
                          f"It is examples/weights/{name}.safetensors in the project's repository: run from a checkout, "
                          "or pass that file to load_model")
-    if path is None:
-        names = ", ".join(sorted(p.stem for folder in WEIGHTS for p in folder.glob("*.safetensors"))) or "none"
-        raise ValueError(f"no pretrained network called {name!r}; there are: {names}")
-    return load_model(path)
+    names = ", ".join(sorted(p.stem for folder in WEIGHTS for p in folder.glob("*.safetensors"))) or "none"
+    raise ValueError(f"no pretrained network called {name!r}; there are: {names}")

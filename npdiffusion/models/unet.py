@@ -7,17 +7,11 @@ from .. import nn
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor
+from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape, mlp
 
 __all__ = ["UNet", "timestep_embedding"]
 
-GROUPS = 8  # of channels, in every group norm
 HEAD = 32  # channels of one attention head
-
-
-def check_channels(network, channels):
-    """ValueError unless the channels can be normalised in groups."""
-    if not channels or any(c % GROUPS for c in channels):
-        raise ValueError(f"{network}: channels must be multiples of {GROUPS}, got {channels}")
 
 
 def timestep_embedding(t, dim, max_period=10000.0, dtype=np.float64):
@@ -26,32 +20,6 @@ def timestep_embedding(t, dim, max_period=10000.0, dtype=np.float64):
     t: (N,) integers -> (N, dim); dim is even. Vaswani et al. 2017, sec. 3.5; Ho et al. 2020, app. B.
     """
     return kernels(t).timestep_embedding(t, dim, max_period, dtype)
-
-
-class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), where time and class scale and shift the second norm.
-
-    The conditioning is Dhariwal & Nichol 2021, eq. 3: norm(h)·(1 + scale) + shift, with scale and shift linear in
-    the embedding. The second convolution starts at 0, so that the block starts as its skip.
-    """
-
-    def __init__(self, in_channels, out_channels, embedding_dim=None, dropout=0.0):
-        self.norm1 = nn.GroupNorm(GROUPS, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(GROUPS, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.dropout = nn.Dropout(dropout)
-        if embedding_dim:
-            self.embedding = nn.Linear(embedding_dim, 2 * out_channels)
-        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        self.conv2.weight.data[...] = 0
-        self.conv2.bias.data[...] = 0
-
-    def forward(self, x, embedding=None):
-        h = self.conv1(F.group_norm_silu(x, GROUPS, self.norm1.weight, self.norm1.bias))
-        scale_shift = None if embedding is None else self.embedding(embedding)  # [n, 2c]
-        h = F.group_norm_silu(h, GROUPS, self.norm2.weight, self.norm2.bias, scale_shift)
-        return self.conv2(self.dropout(h)) + self.skip(x)
 
 
 class Attention(nn.Module):
@@ -92,18 +60,17 @@ class UNet(nn.Module):
 
     Args:
         in_channels, out_channels: of the picture and of the result.
-        channels: one number for each resolution, from full size downwards; multiples of 8. The picture is halved
-            len(channels) − 1 times.
+        channels: one number for each resolution, from full size down by halves; multiples of 8.
         blocks: residual blocks for each resolution, on the way down and again on the way up.
         attention: indices into ``channels`` where self-attention follows the blocks (multiples of 32 there).
         time: whether the model takes the time step t (Ho et al. 2020: sinusoids → MLP → every block).
-        num_classes: number of classes K, or None. The model then takes labels 0 … K − 1, and K for "no class",
-            which classifier-free guidance needs (Ho & Salimans 2022).
+        num_classes: None, or K: the model then takes labels 0 … K − 1, and K for "no class", which classifier-free
+            guidance needs (Ho & Salimans 2022).
         dropout: probability in the blocks.
 
     Called as ``unet(x, t, labels)`` with x a Tensor (N, in_channels, H, W), t integers (N,) or one integer, labels
-    integers (N,) or None (no class), both on the CPU or beside x; returns a Tensor (N, out_channels, H, W). H and W
-    must divide by 2^(len(channels) − 1). ``config`` holds the arguments: UNet(**config) builds the same network.
+    integers (N,) or None (no class), both on the CPU or on x's device; returns a Tensor (N, out_channels, H, W). H and
+    W must divide by 2^(len(channels) − 1). ``config`` holds the arguments: UNet(**config) builds the same network.
     """
 
     def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
@@ -118,8 +85,7 @@ class UNet(nn.Module):
         embedding_dim = 4 * channels[0] if time or num_classes is not None else None
         self.num_classes, self.time = num_classes, time
         if time:
-            self.time_mlp = nn.Sequential(nn.Linear(embedding_dim, embedding_dim), nn.SiLU(),
-                                          nn.Linear(embedding_dim, embedding_dim))
+            self.time_mlp = mlp(embedding_dim, embedding_dim, embedding_dim)
         if num_classes is not None:
             self.class_embedding = nn.Embedding(num_classes + 1, embedding_dim)
 
@@ -127,13 +93,14 @@ class UNet(nn.Module):
             return Level(inputs, channels[i], count, i in attention, embedding_dim, dropout)
 
         bottom = len(channels) - 1
+        inputs = (channels[0], *channels)  # of each level on the way down
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        self.down = nn.ModuleList(level(i, channels[max(i - 1, 0)]) for i in range(bottom))
-        self.middle = level(bottom, channels[max(bottom - 1, 0)], 2 * blocks)
+        self.down = nn.ModuleList(level(i, inputs[i]) for i in range(bottom))
+        self.middle = level(bottom, inputs[bottom], 2 * blocks)
         self.up = nn.ModuleList(level(i, 2 * channels[i]) for i in range(bottom))
         self.upsample = nn.ModuleList(nn.ConvTranspose2d(channels[i + 1], channels[i], 2, stride=2)
                                       for i in range(bottom))
-        self.norm_out = nn.GroupNorm(GROUPS, channels[0])
+        self.norm_out = NormSiLU(channels[0])
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
         self.conv_out.weight.data[...] = 0
         self.conv_out.bias.data[...] = 0
@@ -149,7 +116,7 @@ class UNet(nn.Module):
         h = self.middle(h, embedding)
         for level, upsample in reversed(list(zip(self.up, self.upsample))):
             h = level(F.cat([upsample(h), skips.pop()], 1), embedding)
-        return self.conv_out(F.group_norm_silu(h, GROUPS, self.norm_out.weight, self.norm_out.bias))
+        return self.conv_out(self.norm_out(h))
 
     def _embedding(self, x, t, labels):
         """What the blocks are told of time and class: (N, 4·channels[0]), or None."""
@@ -159,23 +126,20 @@ class UNet(nn.Module):
             width = self.time_mlp[0].in_features
             embedding = self.time_mlp(Tensor(timestep_embedding(t, width, dtype=x.dtype)))
         if self.num_classes is not None:
-            labels = xp.full(n, self.num_classes) if labels is None else labels
-            of_class = self.class_embedding(labels)
+            of_class = self.class_embedding(xp.full(n, self.num_classes) if labels is None else labels)
             embedding = of_class if embedding is None else embedding + of_class
         return None if embedding is None else F.silu(embedding)
 
     def _check(self, x, t, labels):
-        config, factor = self.config, 2 ** len(self.down)
-        if x.ndim != 4 or x.shape[1] != config["in_channels"]:
-            raise ValueError(f"UNet expects an input of shape (N, {config['in_channels']}, H, W), got {x.shape}")
+        check_shape("UNet", x, self.config["in_channels"], "H", "W")
+        factor = 2 ** len(self.down)
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"UNet with {len(self.down)} halvings expects sides that divide by {factor}, got "
                              f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
         if (t is not None) != bool(self.time):
-            raise ValueError("this UNet was built with time=True and needs t" if self.time else
-                             "this UNet was built with time=False and takes no t")
-        for name, value in (("t", t), ("labels", labels)):
-            if value is not None and (np.ndim(value) > 1 or np.ndim(value) and len(value) != len(x)):
-                raise ValueError(f"UNet expects {name} of shape ({len(x)},), got {np.shape(value)}")
+            raise ValueError(f"this UNet was built with time={self.time} and {'needs t' if self.time else 'takes no t'}")
         if labels is not None and self.num_classes is None:
             raise ValueError("this UNet was built without num_classes and takes no labels")
+        for name, value in (("t", t), ("labels", labels)):
+            if np.shape(value) not in ((), (len(x),)):
+                raise ValueError(f"UNet expects {name} of shape ({len(x)},), got {np.shape(value)}")

@@ -7,7 +7,7 @@ from .. import nn
 from ..device import to_device
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
-from .unet import GROUPS, ResBlock, check_channels
+from .blocks import NormSiLU, ResBlock, check_channels, check_shape, mlp
 
 __all__ = ["VAE", "bernoulli_nll", "gaussian_kl", "vae_loss"]
 
@@ -68,24 +68,20 @@ class VAE(nn.Module):
         self.bottom = side, side, channels[-1]
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairs)
         self.down_blocks = nn.ModuleList(ResBlock(c, c) for c in channels)
-        self.norm_down = nn.GroupNorm(GROUPS, channels[-1])
-        self.to_code = nn.Sequential(nn.Linear(math.prod(self.bottom), hidden), nn.SiLU(),
-                                     nn.Linear(hidden, 2 * latent))
-        self.from_code = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(),
-                                       nn.Linear(hidden, math.prod(self.bottom)))
+        self.norm_down = NormSiLU(channels[-1])
+        self.to_code = mlp(math.prod(self.bottom), hidden, 2 * latent)
+        self.from_code = mlp(latent, hidden, math.prod(self.bottom))
         self.up_blocks = nn.ModuleList(ResBlock(c, c) for c in channels)
-        self.up_norms = nn.ModuleList(nn.GroupNorm(GROUPS, c) for c in channels)
+        self.up_norms = nn.ModuleList(NormSiLU(c) for c in channels)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 4, stride=2, padding=1) for a, b in pairs)
 
     def encode(self, x):
         """x (N, in_channels, size, size) -> mean and logvar, μ and log σ² of q(z | x), each (N, J)."""
-        shape = self.config["in_channels"], self.config["size"], self.config["size"]
-        if x.ndim != 4 or x.shape[1:] != shape:
-            raise ValueError(f"this VAE expects pictures of shape (N, {', '.join(map(str, shape))}), got {x.shape}")
+        check_shape("VAE", x, self.config["in_channels"], self.config["size"], self.config["size"])
         for conv, block in zip(self.down, self.down_blocks):
             x = block(conv(x))
-        x = F.group_norm_silu(x, GROUPS, self.norm_down.weight, self.norm_down.bias)
-        code = self.to_code(x.permute(0, 2, 3, 1).reshape(len(x), -1))  # a view: memory is channels-last
+        x = self.norm_down(x).permute(0, 2, 3, 1).reshape(len(x), -1)  # a view: memory is channels-last
+        code = self.to_code(x)
         return code[:, :self.config["latent"]], code[:, self.config["latent"]:]
 
     def reparameterise(self, mean, logvar, generator=None):
@@ -98,11 +94,10 @@ class VAE(nn.Module):
 
     def decode(self, z):
         """z (N, J) -> logits (N, in_channels, size, size)."""
-        if z.ndim != 2 or z.shape[1] != self.config["latent"]:
-            raise ValueError(f"this VAE expects codes of shape (N, {self.config['latent']}), got {z.shape}")
+        check_shape("VAE", z, self.config["latent"])
         x = self.from_code(z).reshape(len(z), *self.bottom).permute(0, 3, 1, 2)
         for conv, block, norm in reversed(list(zip(self.up, self.up_blocks, self.up_norms))):
-            x = conv(F.group_norm_silu(block(x), GROUPS, norm.weight, norm.bias))
+            x = conv(norm(block(x)))
         return x
 
     def forward(self, x, generator=None):

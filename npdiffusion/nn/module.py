@@ -72,8 +72,7 @@ class Module:
         return self
 
     def to(self, target):
-        """Parameters moved to a device ("cpu", "cuda", "cuda:1") or converted to a floating dtype, in place; returns
-        self."""
+        """Parameters moved to a device ("cpu", "cuda", "cuda:1") or converted to a floating dtype; returns self."""
         for parameter in {id(parameter): parameter for parameter in self.parameters()}.values():  # shared ones once
             data = parameter.data
             parameter.data = to_device(data, target) if is_device(target) else data.astype(target)
@@ -100,9 +99,8 @@ class Module:
     def load_state_dict(self, state_dict, strict=True):
         """Copy arrays of any device (or what NumPy takes for one, as PyTorch's CPU tensors) into the parameters.
 
-        Raises:
-            KeyError: names are missing or unexpected (with ``strict``).
-            ValueError: a shape differs. Nothing is loaded if anything is wrong.
+        Raises KeyError if names are missing or unexpected (with ``strict``), ValueError if a shape differs; then
+        nothing is loaded.
         """
         own = dict(self.named_parameters())
         missing, unexpected = [k for k in own if k not in state_dict], [k for k in state_dict if k not in own]

@@ -17,17 +17,7 @@ extern "C" __global__ void sum_parts(const real *parts, real *out, int count, lo
     if (y == 0 && i < length) out[i] = sums[0][x];
 }
 
-// y = max(x, 0); NaN stays.
-extern "C" __global__ void relu(const real *x, real *y, long long size) {
-    const long long i = blockIdx.x * 256ll + threadIdx.x;
-    if (i < size) y[i] = x[i] < 0 ? 0 : x[i];
-}
-
-extern "C" __global__ void relu_backward(const real *g, const real *x, real *dx, long long size) {
-    const long long i = blockIdx.x * 256ll + threadIdx.x;
-    if (i < size) dx[i] = x[i] > 0 ? g[i] : 0;
-}
-
+// y = x / (1 + exp(-x)).
 extern "C" __global__ void silu(const real *x, real *y, long long size) {
     const long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i < size) y[i] = x[i] / (1 + exp(-x[i]));

@@ -7,7 +7,7 @@ Where nothing faster is known, the plain kernel serves. Equations, shapes and gr
 """
 
 from ..plain import (
-    adam, add_at, clip_grad_norm, default_rng, ema, relu, relu_backward, sgd, silu, silu_backward, squared_error,
+    adam, add_at, clip_grad_norm, default_rng, ema, sgd, silu, silu_backward, squared_error,
     squared_error_backward, timestep_embedding,
 )
 from .attention import attention, attention_backward, softmax, softmax_backward
@@ -21,6 +21,6 @@ __all__ = [
     "adam", "add", "add_at", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "cat",
     "clip_grad_norm", "conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward", "default_rng",
     "ema", "group_norm", "group_norm_backward", "linear", "linear_backward", "matmul", "max_pool2d",
-    "max_pool2d_backward", "relu", "relu_backward", "sgd", "silu", "silu_backward", "softmax", "softmax_backward",
-    "squared_error", "squared_error_backward", "timestep_embedding",
+    "max_pool2d_backward", "sgd", "silu", "silu_backward", "softmax", "softmax_backward", "squared_error",
+    "squared_error_backward", "timestep_embedding",
 ]

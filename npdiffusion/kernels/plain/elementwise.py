@@ -15,16 +15,6 @@ def cat(arrays, axis):
     return np.concatenate(arrays, axis)
 
 
-def relu(x):
-    """max(x, 0) (Nair & Hinton 2010)."""
-    return np.maximum(x, 0)
-
-
-def relu_backward(g, x):
-    """δy = δx where x > 0, else 0, and so dx = g there. At x = 0 there is no derivative; 0 is the convention."""
-    return g * (x > 0)
-
-
 def sigmoid(x):
     """σ(x) = 1/(1 + e^−x), computed as (1 + tanh(x/2))/2, which cannot overflow."""
     y = np.tanh(0.5 * x)
