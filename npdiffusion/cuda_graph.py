@@ -6,7 +6,7 @@ Launching a kernel takes the CPU about 10 µs, longer than many kernels of a sma
 from collections import Counter
 from contextlib import suppress
 from functools import partial
-from operator import is_
+from operator import is_, methodcaller
 
 from .device import cupy, tf32_allowed, to_device
 from .tensor import Tensor
@@ -37,17 +37,14 @@ class Captured:
     """A function on a GPU that is recorded as a CUDA graph in its third call, and replayed from then on.
 
     Arguments: arrays (those of the CPU are moved to the GPU), Tensors, numbers, None, schedulers. Results: arrays,
-    Tensors (through which no gradient flows), or lists of them. A recording has places of its own for arguments,
-    results and all in between: a call copies its arguments there, replays, and returns copies of the results. It serves
-    arguments of the same shapes and dtypes; for others, for another mode of the model (``train``, ``eval``) or of
-    ``allow_tf32``, and for a model that was moved, a new one is made. The memory is kept as long as this object.
+    Tensors (through which no gradient flows), or lists of them. A recording serves arguments of the same shapes and
+    dtypes and the same numbers, in the same mode of the model (``train``, ``eval``) and of ``allow_tf32``; else there
+    is another one. All keep their memory until the model is moved or this object is gone.
 
-    What the function does in Python is done while recording and not again, and numbers stay what they were. So what
-    changes must be an array among the arguments, or lie on the GPU, as weights and the generator's state do; and the
-    function must not wait for the GPU, nor bring arrays from the CPU: RuntimeError says so.
+    Python runs while recording and not again: what changes must be an array among the arguments, or lie on the GPU, as
+    weights and the generator's state do. RuntimeError if the function waits for the GPU or brings arrays from the CPU.
 
-    All else that is asked of a captured model is the model's: ``config``, ``eval()``, ... ``replay(way, *args)`` does
-    the same for way(function, *args): a sampling step, say, is a captured model's pass and the scheduler's formula.
+    All other attributes are the function's: ``config``, ``eval()``, ...
     """
 
     def __init__(self, function, model):
@@ -58,20 +55,21 @@ class Captured:
         return getattr(self._function, name)
 
     def __call__(self, *args):
-        return self.replay(_call, *args)
+        return self.replay(None, *args)
 
     def replay(self, way, *args):
-        """way(function, *args), recorded for this ``way``."""
+        """way(function, *args), recorded for this way: say, a pass and a scheduler's step. None is function(*args)."""
         weights = [p.data for p in self._parameters]
         if not all(map(is_, weights, self._weights)):  # recordings read them where they were
             self._weights, self._calls, self._recordings = weights, Counter(), {}
         args = _each(lambda a: to_device(a, "cuda"), args)
+        work = partial(way, self._function) if way else self._function
         key = way, self._model.training, tf32_allowed(), *map(_form, args)
         if key not in self._recordings:
             self._calls[key] += 1
             if self._calls[key] <= WARMUP:
-                return _each(_copy, way(self._function, *args))
-            self._recordings[key] = Recording(partial(way, self._function), args)
+                return _each(_copy, work(*args))
+            self._recordings[key] = Recording(work, args)
         return self._recordings[key].replay(args)
 
 
@@ -94,20 +92,23 @@ class Recording:
                                    "(cuda_graph=False)") from error
 
     def replay(self, args):
-        """The results, new arrays, for other arguments of the same form."""
+        """Copy arguments of the same form to their places, launch the graph, and return copies of the results."""
         for place, a in zip(_arrays(self.places), _arrays(args)):
             place[...] = a
         self.graph.launch()
         return _each(_copy, self.results)
 
 
-def _each(change, x):
-    """``change`` of an array, of a Tensor's array, or of each in a list or tuple; other things as they are."""
+_copy = methodcaller("copy", order="K")  # an array's, which keeps its order in memory
+
+
+def _each(function, x):
+    """``function`` of an array, of a Tensor's array, or of each in a list or tuple; other things as they are."""
     if isinstance(x, (list, tuple)):
-        return [_each(change, part) for part in x]
+        return [_each(function, part) for part in x]
     if isinstance(x, Tensor):
-        return Tensor(change(x.data))
-    return change(x) if hasattr(x, "dtype") else x
+        return Tensor(function(x.data))
+    return function(x) if hasattr(x, "dtype") else x
 
 
 def _arrays(args):
@@ -115,14 +116,7 @@ def _arrays(args):
 
 
 def _form(x):
+    """What two arguments share if one recording serves both."""
     if hasattr(x, "config"):  # of a scheduler, a dict of numbers and strings
         return type(x), *x.config.values()
-    return (type(x), x.shape, x.dtype) if hasattr(x, "dtype") else x
-
-
-def _call(function, *args):
-    return function(*args)
-
-
-def _copy(a):
-    return a.copy(order="K")
+    return (type(x), x.shape, x.dtype) if hasattr(x, "dtype") else (type(x), x)

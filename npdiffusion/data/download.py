@@ -46,7 +46,6 @@ def find(what, places, read, download, advice):
     """``read(place)`` of the first place (a path) that is there and good, else what ``download()`` returns.
 
     what: the data, as messages call it. download: None if that is not wanted. advice: what a user can do.
-
     Raises DataNotFoundError, with everything that went wrong.
     """
     problems = []
@@ -72,16 +71,17 @@ def fetch(urls, path, check):
     """Download a file to ``path`` from the first of ``urls`` that delivers it whole; return check's result.
 
     ``check(data)`` gets the bytes before anything is written, and raises ValueError if they are wrong;
-    then the next url is tried. The file appears at ``path`` complete or not at all.
+    then the next url is tried. The file is written by ``atomic_write``.
 
-    Raises:
-        ConnectionError: no url delivered; the message lists each with its reason.
-        OSError: the file could not be written.
+    Raises ConnectionError if no url delivers, with the reason of each, and OSError if the file cannot be written.
     """
     failures = []
     for url in urls:
         try:
-            data = _read(url, path.name)
+            with urlopen(url, timeout=TIMEOUT) as response:
+                size = int(response.headers.get("Content-Length") or 0) or None
+                with tqdm.wrapattr(response, "read", total=size, desc=path.name) as counted:
+                    data = b"".join(iter(lambda: counted.read(1 << 16), b""))
             result = check(data)
         except (OSError, HTTPException, ValueError) as error:
             failures.append(f"{url}: {error or type(error).__name__}")
@@ -90,14 +90,3 @@ def fetch(urls, path, check):
             file.write(data)
         return result
     raise ConnectionError("\n".join(failures))
-
-
-def _read(url, name):
-    with urlopen(url, timeout=TIMEOUT) as response:
-        size = int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=size or None, desc=name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-            pieces = []
-            while piece := response.read(1 << 16):
-                pieces.append(piece)
-                bar.update(len(piece))
-    return b"".join(pieces)

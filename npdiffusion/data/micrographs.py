@@ -5,13 +5,14 @@ import io
 import os
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from .download import DataNotFoundError, data_dirs, fetch, find
+from .pictures import deep_values, open_picture
 
 __all__ = ["Lucchi", "Micrographs", "SSTEM", "SyntheticMicrographs", "load_micrographs", "load_pairs",
            "read_micrograph"]
@@ -64,33 +65,30 @@ class SSTEM(Micrographs):
     pictures names the authors and the licence. The sections follow each other every 45–50 nm; ``names`` are
     "00" to "19". Sections 00 to 17 are checked against their known SHA-256 each time they are read.
 
-    Args:
-        root: directory whose subdirectory ``groundtruth-drosophila-vnc`` holds stack1/raw/NN.tif and
-            stack1/mitochondria/NN.png, as many as there are. Default: first ``$NPDIFFUSION_DATA``, then the cache.
-        download: whether a set found nowhere may be downloaded (about 70 MB) into the last of these directories.
+    root: directory whose subdirectory ``groundtruth-drosophila-vnc`` holds stack1/raw/NN.tif and
+        stack1/mitochondria/NN.png, as many as there are. Default: first ``$NPDIFFUSION_DATA``, then the cache.
+    download: whether a set found nowhere may be downloaded (about 70 MB) into the last of these directories.
 
-    Raises:
-        DataNotFoundError: the sections are not here and cannot be downloaded; the message says what to do.
+    Raises DataNotFoundError, which says what to do, if the sections are not here and cannot be downloaded.
     """
 
     def __init__(self, root=None, download=True):
         directories = [directory / SSTEM_NAME for directory in data_dirs(root)]
         super().__init__(*find(
-            "the ssTEM sections", [directory / "stack1" for directory in directories],
-            lambda stack: _sstem_sections(stack.parent), download and (lambda: _sstem_download(directories[-1])),
+            "the ssTEM sections", [directory / "stack1" for directory in directories], _sstem_sections,
+            download and (lambda: _sstem_download(directories[-1])),
             f"Unpack {SSTEM_URL} so that there is {directories[0] / 'stack1'}, or set NPDIFFUSION_DATA to a directory "
             f"that has {SSTEM_NAME} in it"))
 
 
-def _sstem_sections(directory):
-    """Images, masks and names of the sections under a directory, those with both files, each verified."""
-    folder = Path(directory) / "stack1"
-    names = sorted({path.stem for path in (folder / "raw").glob("*.tif")} &
-                   {path.stem for path in (folder / "mitochondria").glob("*.png")})
+def _sstem_sections(stack):
+    """Images, masks and names of the sections under stack1, those with both files, each verified."""
+    raw, marked = stack / "raw", stack / "mitochondria"
+    names = sorted({path.stem for path in raw.glob("*.tif")} & {path.stem for path in marked.glob("*.png")})
     if not names:
         raise ValueError("no section with both stack1/raw/NN.tif and stack1/mitochondria/NN.png")
-    images = [read_micrograph(folder / "raw" / f"{name}.tif") for name in names]
-    masks = [_only(_read(folder / "mitochondria" / f"{name}.png", _foreground)) for name in names]
+    images = [read_micrograph(raw / f"{name}.tif") for name in names]
+    masks = [_single(marked / f"{name}.png", _foreground) for name in names]
     for name, image, mask in zip(names, images, masks):
         if not image.shape == mask.shape == (SSTEM_SIDE, SSTEM_SIDE):
             raise ValueError(f"section {name}: expected {SSTEM_SIDE} pixels both ways, got {image.shape} and a mask "
@@ -107,44 +105,31 @@ def _sstem_download(directory):
         raise FileExistsError(f"{directory} is in the way of a download: move it")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=directory.parent) as temporary:
-        parts = fetch([SSTEM_URL], Path(temporary) / "master.zip", _unzip)
-        new = Path(temporary) / SSTEM_NAME
-        for name, data in parts.items():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).write_bytes(data)
-        try:
-            sections = _sstem_sections(new)
-        except ValueError as error:
-            raise ConnectionError(f"{SSTEM_URL}: {error}") from error
-        os.replace(new, directory)
+        unpacked = Path(temporary) / f"{SSTEM_NAME}-master"
+
+        def check(data):
+            wanted = [f"stack1/{kind}" for n in range(SSTEM_SECTIONS)
+                      for kind in (f"raw/{n:02d}.tif", f"mitochondria/{n:02d}.png")]
+            try:
+                with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                    archive.extractall(temporary, [f"{unpacked.name}/{name}" for name in ["README.md", *wanted]])
+            except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:  # KeyError: it lacks a file
+                raise ValueError(f"cut short, damaged or incomplete ({error})") from error
+            return _sstem_sections(unpacked / "stack1")
+
+        sections = fetch([SSTEM_URL], Path(temporary) / "master.zip", check)
+        os.replace(unpacked, directory)
     return sections
-
-
-def _unzip(data):
-    """The wanted files of the archive: {path below its top folder: bytes}."""
-    wanted = {f"stack1/{kind}" for n in range(SSTEM_SECTIONS)
-              for kind in (f"raw/{n:02d}.tif", f"mitochondria/{n:02d}.png")} | {"README.md"}
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            found = {"/".join(PurePosixPath(name).parts[1:]): name for name in archive.namelist()}
-            if missing := sorted(wanted - set(found)):
-                raise ValueError(f"the archive lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
-            return {name: archive.read(found[name]) for name in wanted}
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"cut short or damaged ({error})") from error
 
 
 class Lucchi(Micrographs):
     """EPFL's hippocampus, mitochondria marked: FIB-SEM, 165 sections of 768×1024 pixels of 5 nm (Lucchi et al. 2013).
 
-    Args:
-        split: "training" (or "train"), "testing" (or "test").
-        root, download: as for :class:`SSTEM`; the subdirectory is ``lucchi``, with EPFL's files training.tif,
-            training_groundtruth.tif, testing.tif and testing_groundtruth.tif (130 MB each).
+    split: "training" (or "train"), "testing" (or "test").
+    root, download: as for :class:`SSTEM`; the subdirectory is ``lucchi``, with EPFL's files training.tif,
+        training_groundtruth.tif, testing.tif and testing_groundtruth.tif (130 MB each).
 
-    Raises:
-        DataNotFoundError: the files are not here and cannot be downloaded; the message says what to do.
-        ValueError: ``split`` is neither of the two.
+    Raises DataNotFoundError as :class:`SSTEM`, ValueError for another split.
     """
 
     def __init__(self, split="training", root=None, download=True):
@@ -158,15 +143,16 @@ class Lucchi(Micrographs):
 
 def _lucchi_stack(name, convert, root, download):
     """One of the four files as an array (165, 768, 1024)."""
-    def stack(data):
-        frames = np.stack(_read(io.BytesIO(data), convert))
+    def stack(source):
+        frames = _read(source, convert)
         if frames.shape != LUCCHI_SHAPE:
             raise ValueError(f"expected (sections, height, width) = {LUCCHI_SHAPE}, got {frames.shape}")
         return frames
 
     paths = [directory / "lucchi" / f"{name}.tif" for directory in data_dirs(root)]
-    return find(f"EPFL's {name}.tif", paths, lambda path: stack(path.read_bytes()),
-                download and (lambda: fetch([LUCCHI_URL + paths[-1].name], paths[-1], stack)),
+    urls = [f"{LUCCHI_URL}{name}.tif"]
+    return find(f"EPFL's {name}.tif", paths, stack,
+                download and (lambda: fetch(urls, paths[-1], lambda data: stack(io.BytesIO(data)))),
                 f"Put it (from {LUCCHI_URL}) there")
 
 
@@ -175,9 +161,7 @@ def load_micrographs(name):
 
     "sstem" (sections 00–15, and from 16 on), "lucchi" (its own two volumes) or "synthetic" (8 and 2 drawn ones).
 
-    Raises:
-        DataNotFoundError: the set is not on this machine and cannot be downloaded, or has no sections on one side.
-        ValueError: another name.
+    Raises DataNotFoundError as :class:`SSTEM` and if all its sections are on one side, ValueError for other names.
     """
     if name == "sstem":
         data = SSTEM()
@@ -203,8 +187,7 @@ def load_pairs(images_dir, masks_dir):
     Images are read as by :func:`read_micrograph`; of a file with several frames, each counts as a picture. In masks,
     all that is not black is foreground. All pictures must have one size.
 
-    Raises:
-        ValueError: no files, names that do not match, sizes that differ, masks that are all empty, a damaged file.
+    Raises ValueError: no files, names that do not match, sizes that differ, masks that are all empty, a damaged file.
     """
     folders = [Path(images_dir), Path(masks_dir)]
     files = []
@@ -223,14 +206,13 @@ def load_pairs(images_dir, masks_dir):
     images, masks, names = [], [], []
     for stem, path in files[0].items():
         image, mask = _read(path, _grey), _read(files[1][stem], _foreground)
-        shapes = [(len(frames), *frames[0].shape) for frames in (image, mask)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{path} and its mask differ in (frames, height, width): {shapes[0]} and {shapes[1]}")
-        if images and image[0].shape != images[0].shape:
+        if image.shape != mask.shape:
+            raise ValueError(f"{path} and its mask differ in (frames, height, width): {image.shape} and {mask.shape}")
+        images.extend(image)
+        masks.extend(mask)
+        if image[0].shape != images[0].shape:
             raise ValueError(f"{path} is {image[0].shape} pixels large, the pictures before it {images[0].shape}: "
                              "crop them all to one size")
-        images += image
-        masks += mask
         names += [stem] if len(image) == 1 else [f"{stem}-{i:03d}" for i in range(len(image))]
     if not np.any(masks):
         raise ValueError(f"the masks in {folders[1]} are all empty: expected some pixels that are not black")
@@ -243,48 +225,32 @@ def read_micrograph(path):
     8 bits are taken as they are and colours turned to grey. Pictures of 16 or more bits, whose full scale is unknown,
     are stretched: their darkest thousandth of pixels becomes 0, the brightest 255.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no picture, a damaged one, one with several frames, or with values that are not finite.
+    Raises FileNotFoundError; ValueError for no picture, a damaged one, one with several frames or values not finite.
     """
-    frames = _read(path, _grey)
+    return _single(path, _grey)
+
+
+def _single(path, convert):
+    frames = _read(path, convert)
     if len(frames) > 1:
         raise ValueError(f"{path} has {len(frames)} frames, expected one: split it, or give the folder it lies in")
     return frames[0]
 
 
-def _only(frames):
-    if len(frames) != 1:
-        raise ValueError(f"expected one frame, got {len(frames)}")
-    return frames[0]
-
-
 def _read(source, convert):
-    """All frames of a picture file (a path or an open file), each through ``convert``: a list of arrays (H, W)."""
-    try:
-        with Image.open(source) as picture:
-            frames = []
-            for i in range(getattr(picture, "n_frames", 1)):
-                picture.seek(i)
-                frames.append(convert(picture))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # decoders of damaged files raise anything: SyntaxError, EOFError ...
-        name = source if isinstance(source, (str, Path)) else "the file"
-        raise ValueError(f"{name} cannot be read as a picture ({error or type(error).__name__}): "
-                         "give a whole TIFF or PNG file") from error
-    if any(frame.shape != frames[0].shape for frame in frames):
+    """All frames of a picture file (a path or io.BytesIO), each through ``convert``: an array (n, H, W)."""
+    with open_picture(source) as picture:
+        frames = [convert(frame) for frame in ImageSequence.Iterator(picture)]
+    if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{source} has frames of different sizes")
-    return frames
+    return np.stack(frames)
 
 
 def _grey(picture):
     """A Pillow picture as uint8 (H, W)."""
-    if picture.mode != "F" and not picture.mode.startswith("I"):
+    values = deep_values(picture)
+    if values is None:
         return np.array(picture.convert("L"))
-    values = np.asarray(picture, np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("some pixels are not finite numbers")
     low, high = np.quantile(values, (0.001, 0.999))
     return np.rint(np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)).astype(np.uint8)
 
@@ -307,8 +273,7 @@ class SyntheticMicrographs(Micrographs):
     in some cells lies a mitochondrion, an ellipse with a dark rim and stripes (cristae); specks and grain lie over all.
     A stand-in where no real micrographs can be had: results on it say nothing about real ones.
 
-    Raises:
-        ValueError: n < 1, or sides below 32 pixels.
+    Raises ValueError for n < 1 or sides below 32 pixels.
     """
 
     def __init__(self, n, size=(1024, 1024), seed=0):
@@ -334,8 +299,7 @@ def _draw(height, width, rng):
     first, second = np.full((2, height, width), 1e9, np.float32)  # distances to the nearest seeds
     for sy, sx in seeds:
         reach = 2 * GRID + 60  # no pixel's second nearest seed is likely to be farther
-        box = (slice(max(0, int(sy) - reach), max(0, int(sy) + reach)),
-               slice(max(0, int(sx) - reach), max(0, int(sx) + reach)))
+        box = tuple(slice(max(0, int(v) - reach), max(0, int(v) + reach)) for v in (sy, sx))
         distance = np.hypot(y[box] - sy, x[box] - sx)
         second[box] = np.minimum(second[box], np.maximum(first[box], distance))
         first[box] = np.minimum(first[box], distance)
@@ -346,7 +310,7 @@ def _draw(height, width, rng):
     mask = np.zeros((height, width), bool)
     for sy, sx in seeds[rng.random(len(seeds)) < 0.25]:
         long, short, angle = rng.uniform(24, 48), rng.uniform(15, 25), rng.uniform(0, np.pi)
-        box = (slice(max(0, int(sy) - 80), max(0, int(sy) + 80)), slice(max(0, int(sx) - 80), max(0, int(sx) + 80)))
+        box = tuple(slice(max(0, int(v) - 80), max(0, int(v) + 80)) for v in (sy, sx))
         cos, sin, dy, dx = np.cos(angle), np.sin(angle), y[box] - sy, x[box] - sx
         along, across = (cos * dx + sin * dy).astype(np.float32), (cos * dy - sin * dx).astype(np.float32)
         radius = np.hypot(along / long, across / short)
@@ -378,9 +342,7 @@ def _specks(height, width, rng):
 
 def _blurred(image):
     """The image (H, W) under the binomial filter [1, 2, 1]/4 along both axes, edges repeated."""
-    for axis in (0, 1):
-        padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
-        before, after = ((slice(None, -2), slice(2, None)) if axis == 0 else
-                         ((slice(None), slice(None, -2)), (slice(None), slice(2, None))))
-        image = (padded[before] + 2 * image + padded[after]) / 4
+    for _ in range(2):
+        padded = np.pad(image, [(1, 1), (0, 0)], mode="edge")
+        image = ((padded[:-2] + 2 * image + padded[2:]) / 4).T
     return image

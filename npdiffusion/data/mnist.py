@@ -47,35 +47,24 @@ class Dataset:
 class MNIST(Dataset):
     """The MNIST digits, padded from 28×28 to 32×32 pixels and scaled from 0..255 to [-1, 1].
 
-    Args:
-        split: "train" (60 000 digits) or "test" (10 000).
-        root: directory whose subdirectory ``mnist`` holds the files, packed (.gz) or not. Default: first
-            ``$NPDIFFUSION_DATA``, then the user's cache.
-        download: whether files found nowhere may be downloaded into the last of these directories.
+    split: "train" (60 000 digits) or "test" (10 000).
+    root: directory whose subdirectory ``mnist`` holds the files, packed (.gz) or not, each checked against its known
+        SHA-256 whenever it is read. Default: first ``$NPDIFFUSION_DATA``, then the user's cache.
+    download: whether files found nowhere may be downloaded into the last of these directories.
 
-    Every file is checked against its known SHA-256 each time it is read.
-
-    Raises:
-        DataNotFoundError: the files are not here and cannot be downloaded; the message says what to do.
-        ValueError: ``split`` is neither of the two.
+    Raises DataNotFoundError, which says what to do, if the files are not here and cannot be downloaded, and ValueError
+    for another split.
     """
 
     def __init__(self, split="train", root=None, download=True):
         if split not in FILES:
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-        pixels, labels = (parse_idx(_find(name, root, download)) for name in FILES[split])
-        images = np.full((len(pixels), 1, 32, 32), -1, np.float32)
-        inside = images[:, 0, 2:30, 2:30]
-        np.divide(pixels, 127.5, out=inside, dtype=np.float32)
-        inside -= 1
-        super().__init__(images, labels.astype(np.int64))
-
-
-def parse_idx(raw):
-    """The array in an idx file: bytes 0, 0, 8 (uint8), ndim; ndim big-endian int32 sizes; the data."""
-    ndim = raw[3]
-    shape = np.frombuffer(raw, ">i4", ndim, offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+        # An idx file: 4 bytes that tell the type, the size along each axis as 4 bytes, then the array.
+        pixels, labels = (np.frombuffer(_find(name, root, download), np.uint8) for name in FILES[split])
+        images = np.pad(pixels[16:].reshape(-1, 1, 28, 28), [(0, 0), (0, 0), (2, 2), (2, 2)]).astype(np.float32)
+        images /= 127.5
+        images -= 1
+        super().__init__(images, labels[8:].astype(np.int64))
 
 
 def _find(name, root, download):

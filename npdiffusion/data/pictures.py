@@ -1,17 +1,18 @@
 """Pictures in and out: the user's own digit made to look like one of MNIST's, and sheets of results."""
 
+import io
 import math
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageFilter, ImageOps
 
 from ..files import atomic_write
 
 __all__ = ["load_picture", "noise_sigma", "save_png"]
 
-WORK = 256          # pixels along the longer side while the ink is looked for
-NOISY = 0.05        # of the contrast: with more noise than this, a picture keeps it
-EXIF_ORIENTATION = 0x0112
+WORK = 256    # pixels along the longer side while the ink is looked for
+NOISY = 0.05  # of the contrast: with more noise than this, a picture keeps it
 
 
 def load_picture(path, size=32):
@@ -22,30 +23,18 @@ def load_picture(path, size=32):
     half as large as the picture, resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but
     where there is more noise than that, it is kept: a denoiser wants it whole, on both sides of the paper's grey.
 
-    Args:
-        path: a file that Pillow can read. Of an animation, the first frame is taken.
-        size: height and width of the result in pixels.
+    path: a file that Pillow can read; of an animation, the first frame is taken. size: height and width of the result.
 
-    Returns:
-        (1, 1, size, size) float32 in [-1, 1] (beyond, where noise is kept), and a list of short sentences
-        that say what was done.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no picture, or a damaged one.
+    Returns (1, 1, size, size) float32 in [-1, 1] (beyond, where noise is kept), and a list of short sentences that say
+    what was done. Raises FileNotFoundError, or ValueError for a file that is no picture, or a damaged one.
     """
-    try:
-        grey, said = _read_grey(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no picture at {path}: check the name") from error
-    except Exception as error:  # decoders of damaged files raise anything: SyntaxError, EOFError ...
-        raise ValueError(f"{path} cannot be read as a picture ({error or type(error).__name__}): "
-                         "give a whole PNG or JPEG file") from error
-
+    grey, said = _read_grey(path)
     height, width = grey.shape
     noise = noise_sigma(grey)
     noisy = noise > NOISY * np.ptp(grey)
-    judged = _smoothed(grey) if noisy else grey  # to tell ink from paper
+    judged, window = grey, max(grey.shape) // 64 | 1  # a window in which strokes survive (one of 1 can crash Pillow 12)
+    if noisy and window > 1:  # tell ink from paper without single noisy pixels
+        judged = np.asarray(Image.fromarray(grey).filter(ImageFilter.MedianFilter(window)))
     low, ink = np.quantile(judged, (0.02, 0.98)) if noisy else (grey.min(), grey.max())
     border = np.concatenate([judged[0], judged[-1], judged[:, 0], judged[:, -1]])
     if np.median(border) - low > ink - np.median(border):
@@ -101,30 +90,17 @@ def noise_sigma(image):
     """
     if min(image.shape) < 3:
         return 0.0
-    rows = image[:-2] - 2 * image[1:-1] + image[2:]
-    response = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
+    response = np.diff(np.diff(image, 2, axis=0), 2, axis=1)
     return float(np.median(np.abs(response))) / (6 * 0.6745)
 
 
-def _smoothed(grey):
-    """Without single noisy pixels, if there are enough pixels for strokes to survive the median filter."""
-    size = max(grey.shape) // 64 | 1
-    if size == 1:  # nothing to do; and on this, Pillow 12's filter can bring Python down (a division by zero)
-        return grey
-    return np.asarray(Image.fromarray(grey).filter(ImageFilter.MedianFilter(size)))
-
-
 def save_png(path, images, columns=None):
-    """Write images side by side as one PNG file, whole or not at all.
+    """Write images side by side as one PNG file, by ``atomic_write``.
 
-    Args:
-        path: the file.
-        images: (N, C, H, W) in [-1, 1]; C is 1 (grey) or 3 (RGB). Values outside are clipped.
-        columns: images in a row; by default as many as make the sheet square.
+    images: (N, C, H, W) in [-1, 1]; C is 1 (grey) or 3 (RGB). Values outside are clipped.
+    columns: images in a row; by default as many as make the sheet square.
 
-    Raises:
-        ValueError: another shape, or no images.
-        OSError: the file cannot be written.
+    Raises ValueError for another shape or no images.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0:
@@ -139,30 +115,50 @@ def save_png(path, images, columns=None):
         Image.fromarray(sheet[:, :, 0] if c == 1 else sheet).save(file, "png")
 
 
+@contextmanager
+def open_picture(path):
+    """Pillow's picture in a file or io.BytesIO; what fails while it is open raises FileNotFoundError or ValueError."""
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no picture at {path}: check the name") from error
+    except Exception as error:  # decoders of damaged files raise anything: SyntaxError, EOFError ...
+        name = "the file" if isinstance(path, io.BytesIO) else path
+        raise ValueError(f"{name} cannot be read as a picture ({error or type(error).__name__}): "
+                         "give a whole TIFF or PNG or JPEG file") from error
+
+
+def deep_values(picture):
+    """The pixels of a Pillow picture of 16 or more bits, whose full scale is unknown: float32; None of any other."""
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return None
+    values = np.asarray(picture, np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("some pixels are not finite numbers")
+    return values
+
+
 def _read_grey(path):
     """The upright picture as (H, W) float32 in [0, 1], the longer side at most WORK, and what was done."""
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         said = [f"{picture.width}×{picture.height} {picture.mode} picture"]
-        if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             said.append("turned upright (EXIF)")
         picture = ImageOps.exif_transpose(picture)
-        if picture.mode == "F" or picture.mode.startswith("I"):  # 16 or more bits, full scale unknown
-            grey = np.asarray(picture, np.float32)
-            if not np.isfinite(grey).all():
-                raise ValueError("some pixels are not finite numbers")
+        grey = deep_values(picture)
+        if grey is not None:
             grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-12)
-        elif picture.has_transparency_data:
-            colour = picture.convert("RGBA")
-            grey = np.asarray(colour.convert("L"), np.float32) / 255
-            alpha = np.asarray(colour.getchannel("A"), np.float32) / 255
+        else:
+            if picture.mode not in ("1", "L"):
+                said[0] += ": converted to grey"
+            picture = picture.convert("RGBA")
+            bands = picture.convert("L"), picture.getchannel("A")
+            grey, alpha = (np.asarray(band, np.float32) / 255 for band in bands)
             if alpha.min() < 1:  # what can be seen is the ink: lay it on the paper it stands out from
                 white = (alpha * grey).sum() < 0.5 * alpha.sum()
                 grey = alpha * grey + (1 - alpha) * white
                 said.append(f"transparent: laid on {'white' if white else 'black'}")
-        else:
-            grey = np.asarray(picture.convert("L"), np.float32) / 255
-        if picture.mode not in ("1", "L", "F") and not picture.mode.startswith("I"):
-            said[0] += ": converted to grey"
     grey = Image.fromarray(grey)
     grey.thumbnail((WORK, WORK), Image.Resampling.LANCZOS)
     return np.clip(np.asarray(grey), 0, 1), said

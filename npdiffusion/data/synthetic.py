@@ -1,10 +1,9 @@
 """Digits drawn on this machine: fonts stand in for handwriting where MNIST cannot be downloaded.
 
-Each digit starts as the signed distance field of a printed glyph (distance to its outline, positive in
-the ink). One bilinear look-up of that field at warped coordinates, then a soft threshold, gives stroke
-thickness and blur for free: ink = clip(1/2 + (distance + offset) / softness, 0, 1).
-The smooth random displacement is that of Simard, Steinkraus and Platt (2003), section 2, with splines in
-place of their Gaussian filter.
+Each digit starts as the signed distance field of a printed glyph (distance to its outline, positive in the ink). One
+bilinear look-up of that field at warped coordinates, then a soft threshold, gives stroke thickness and blur for free:
+ink = clip(1/2 + (distance + offset) / softness, 0, 1). The smooth random displacement is that of Simard, Steinkraus
+and Platt (2003), section 2, with splines in place of their Gaussian filter.
 """
 
 from functools import lru_cache
@@ -29,11 +28,7 @@ CHUNK = 64      # pictures warped together: their coordinates stay in cache
 
 
 class SyntheticDigits(Dataset):
-    """``n`` drawn digits with the interface and the value range of :class:`MNIST`; ``seed`` fixes all of it.
-
-    Raises:
-        ValueError: n < 1.
-    """
+    """``n`` ≥ 1 drawn digits with the interface and the value range of :class:`MNIST`; ``seed`` fixes all of it."""
 
     def __init__(self, n=60000, seed=0):
         if n < 1:
@@ -46,12 +41,8 @@ class SyntheticDigits(Dataset):
 def draw_digits(labels, rng):
     """Draw one digit for each label, in a random face, slant, size, place, thickness and wobble.
 
-    Args:
-        labels: (N,) integers 0 to 9.
-        rng: ``np.random.Generator`` that draws everything random.
-
-    Returns:
-        (N, 1, 32, 32) float32 in [-1, 1], ink 1 on background -1.
+    labels: (N,) integers 0 to 9. rng: ``np.random.Generator`` that draws everything random.
+    Returns (N, 1, 32, 32) float32 in [-1, 1], ink 1 on background -1.
     """
     fields, half_widths = _glyphs()
     n = len(labels)
@@ -93,18 +84,15 @@ def _bilinear(fields, x, y):
     column, row = x.astype(np.int32), y.astype(np.int32)
     x -= column
     y -= row
-    at = row * FIELD + column
-    at += np.arange(len(fields), dtype=np.int32)[:, None, None] * FIELD**2
+    at = row * FIELD + column + np.arange(len(fields), dtype=np.int32)[:, None, None] * FIELD**2
     flat = fields.reshape(-1)
-    top = flat[at]
-    top += x * (flat[at + 1] - top)
-    at += FIELD
-    bottom = flat[at]
-    bottom += x * (flat[at + 1] - bottom)
-    bottom -= top
-    bottom *= y
-    bottom += top
-    return bottom
+
+    def along_row(at):
+        left = flat[at]
+        return left + x * (flat[at + 1] - left)
+
+    top = along_row(at)
+    return top + y * (along_row(at + FIELD) - top)
 
 
 def _spline_basis(n, knots):
@@ -116,7 +104,7 @@ def _spline_basis(n, knots):
 @lru_cache(maxsize=1)
 def _glyphs():
     """Distance fields (faces, 10, FIELD, FIELD) and half stroke widths (faces, 10), both in pixels."""
-    from matplotlib import get_data_path  # here, so that MNIST's users need no Matplotlib
+    from matplotlib import get_data_path  # here, for a quick import of npdiffusion.data
 
     directory = Path(get_data_path()) / "fonts" / "ttf"
     fields = np.stack([[_distance_field(directory / f"{name}.ttf", str(digit)) for digit in range(10)]

@@ -49,8 +49,8 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
 
     Args:
         model, labels: as for ``generate``. The model alone computes on its device, all else in float64 on the CPU.
-        scheduler: a DDPMScheduler. Its ``variance_type`` is the variance of p(x_{t-1} | x_t); at t = 0, where
-            fixed_small would be 0, both take β̃_1, as Ho et al.'s code does. The mean is that of the model's x_0.
+        scheduler: a DDPMScheduler. Its ``variance_type`` is the variance of p(x_{t-1} | x_t), its ``clip_sample`` is
+            obeyed. At t = 0, where fixed_small would be 0, the variance is β̃_1, as in Ho et al.'s code.
         images: (N, C, H, W) float32, every value one of k / 127.5 − 1, k = 0 … 255, on any device.
         groups: how many, at most. batch_size: pictures that go through the model together.
         generator: np.random.Generator; None takes the library's of the CPU.

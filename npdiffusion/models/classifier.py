@@ -2,7 +2,7 @@
 
 from .. import functional as F
 from .. import nn
-from .blocks import NormSiLU, check_channels, check_shape, conv_pairs
+from .blocks import GROUPS, NormSiLU, check_channels, check_shape, conv_pairs
 
 __all__ = ["Classifier"]
 
@@ -11,8 +11,7 @@ class Classifier(nn.Module):
     """Two 3×3 convolutions and a max pooling for each resolution, then the mean over pixels and one linear layer.
 
     Args:
-        num_classes: K.
-        in_channels: of the picture.
+        num_classes: K. in_channels: of the picture.
         channels: one number for each resolution; multiples of 8.
         dropout: probability before the linear layer.
 
@@ -25,7 +24,7 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         check_channels("Classifier", channels)
         self.convs = conv_pairs(in_channels, channels)
-        self.norms = nn.ModuleList(NormSiLU(c) for c in channels for _ in range(2))
+        self.norms = nn.ModuleList(NormSiLU(GROUPS, c) for c in channels for _ in range(2))
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels[-1], num_classes)
 

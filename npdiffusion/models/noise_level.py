@@ -5,7 +5,7 @@ import numpy as np
 from .. import functional as F
 from .. import nn
 from ..tensor import Tensor, no_grad
-from .blocks import check_shape, conv_pairs, mlp
+from .blocks import check_shape, conv_pairs
 
 __all__ = ["NoiseLevelNet", "laplace_nll"]
 
@@ -14,31 +14,26 @@ class NoiseLevelNet(nn.Module):
     """The log signal-to-noise ratio λ of a noisy picture, and how sure that is.
 
     λ = log(ᾱ_t/(1 − ᾱ_t)) = −2 log σ_t for x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε, and as well for x_0 + σ_t ε: the picture is
-    first divided by its root mean square. No schedule is built in; ``timesteps`` asks the scheduler it is given.
-
-    For each resolution two 3×3 convolutions, without normalisation, because noise shows in how strongly the features
-    vary; then the mean and the log mean square of all features over the pixels, and an MLP.
+    first divided by its root mean square. Two 3×3 convolutions for each resolution, without normalisation, because
+    noise shows in how strongly the features vary; then the mean and the log mean square of each feature, and an MLP.
 
     Args:
-        in_channels: of the picture.
+        in_channels: of the picture. hidden: width of the MLP.
         channels: one number for each resolution; halved by average pooling in between.
-        hidden: width of the MLP.
 
-    Called with a Tensor (N, in_channels, H, W); returns (N, 2): λ's median and log b of a Laplace distribution
-    p(λ | x) = exp(−|λ − median|/b)/(2b). Under the monotone map from λ to t a median stays one: both have the least
-    mean absolute error.
+    Called with a Tensor (N, in_channels, H, W); returns (N, 2): the median and log b of a Laplace distribution
+    p(λ | x) = exp(−|λ − median|/b)/(2b). The median of λ is also that of t, whatever the schedule.
     """
 
     def __init__(self, in_channels=1, channels=(16, 32, 64), hidden=64):
         channels = tuple(channels)
         self.config = dict(in_channels=in_channels, channels=channels, hidden=hidden)
         if not channels or min(channels) < 1:
-            raise ValueError(f"NoiseLevelNet: expected a positive number of channels for each resolution, "
-                             f"got {channels}")
+            raise ValueError(f"NoiseLevelNet expects a positive number of channels at each resolution, got {channels}")
         self.convs = conv_pairs(in_channels, channels)
         for conv in self.convs:  # from PyTorch's 1/(3 fan_in) to variance 3/fan_in: nothing else keeps SiLU's scale
             conv.weight.data *= 3
-        self.mlp = mlp(2 * sum(channels), hidden, 2)
+        self.mlp = nn.Sequential(nn.Linear(2 * sum(channels), hidden), nn.SiLU(), nn.Linear(hidden, 2))
 
     def forward(self, x):
         check_shape("NoiseLevelNet", x, self.config["in_channels"], "H", "W")
@@ -54,9 +49,9 @@ class NoiseLevelNet(nn.Module):
 
     def log_snr(self, pictures, batch_size=250):
         """λ's median and b for each of the pictures (N, C, H, W), on any device: two float64 NumPy arrays (N,)."""
+        batches = (pictures[i:i + batch_size].astype(np.float32) for i in range(0, len(pictures), batch_size))
         with no_grad():
-            results = [self(Tensor(pictures[i:i + batch_size].astype(np.float32), device=self.device)).cpu().data
-                       for i in range(0, len(pictures), batch_size)]
+            results = [self(Tensor(x, device=self.device)).cpu().data for x in batches]
         median, log_b = np.concatenate(results).astype(np.float64).T
         return median, np.exp(log_b)
 

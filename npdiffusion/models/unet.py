@@ -7,7 +7,7 @@ from .. import nn
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor
-from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape, mlp
+from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape
 
 __all__ = ["UNet", "timestep_embedding"]
 
@@ -68,9 +68,9 @@ class UNet(nn.Module):
             guidance needs (Ho & Salimans 2022).
         dropout: probability in the blocks.
 
-    Called as ``unet(x, t, labels)`` with x a Tensor (N, in_channels, H, W), t integers (N,) or one integer, labels
-    integers (N,) or None (no class), both on the CPU or on x's device; returns a Tensor (N, out_channels, H, W). H and
-    W must divide by 2^(len(channels) − 1). ``config`` holds the arguments: UNet(**config) builds the same network.
+    Called as ``unet(x, t, labels)`` with x a Tensor (N, in_channels, H, W), H and W multiples of 2^(len(channels) − 1),
+    t integers (N,) or one integer, labels integers (N,) or None (no class), both on the CPU or on x's device; returns a
+    Tensor (N, out_channels, H, W). ``config`` holds the arguments: UNet(**config) builds the same network.
     """
 
     def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
@@ -82,15 +82,15 @@ class UNet(nn.Module):
         if any(not 0 <= i < len(channels) or channels[i] % HEAD for i in attention):
             raise ValueError(f"UNet: attention lists levels 0 to {len(channels) - 1} whose channels divide by {HEAD}, "
                              f"got {attention} with channels {channels}")
-        embedding_dim = 4 * channels[0] if time or num_classes is not None else None
+        width = 4 * channels[0] if time or num_classes is not None else None  # of the embedding of time and class
         self.num_classes, self.time = num_classes, time
         if time:
-            self.time_mlp = mlp(embedding_dim, embedding_dim, embedding_dim)
+            self.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         if num_classes is not None:
-            self.class_embedding = nn.Embedding(num_classes + 1, embedding_dim)
+            self.class_embedding = nn.Embedding(num_classes + 1, width)
 
         def level(i, inputs, count=blocks):
-            return Level(inputs, channels[i], count, i in attention, embedding_dim, dropout)
+            return Level(inputs, channels[i], count, i in attention, width, dropout)
 
         bottom = len(channels) - 1
         inputs = (channels[0], *channels)  # of each level on the way down
@@ -100,7 +100,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(level(i, 2 * channels[i]) for i in range(bottom))
         self.upsample = nn.ModuleList(nn.ConvTranspose2d(channels[i + 1], channels[i], 2, stride=2)
                                       for i in range(bottom))
-        self.norm_out = NormSiLU(channels[0])
+        self.norm_out = NormSiLU(GROUPS, channels[0])
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
         self.conv_out.weight.data[...] = 0
         self.conv_out.bias.data[...] = 0
@@ -123,8 +123,8 @@ class UNet(nn.Module):
         embedding, xp, n = None, array_module(x), len(x)
         if self.time:
             t = xp.broadcast_to(to_device(t if hasattr(t, "dtype") else np.asarray(t), x), (n,))
-            width = self.time_mlp[0].in_features
-            embedding = self.time_mlp(Tensor(timestep_embedding(t, width, dtype=x.dtype)))
+            sinusoids = timestep_embedding(t, self.time_mlp[0].in_features, dtype=x.dtype)
+            embedding = self.time_mlp(Tensor(sinusoids))
         if self.num_classes is not None:
             of_class = self.class_embedding(xp.full(n, self.num_classes) if labels is None else labels)
             embedding = of_class if embedding is None else embedding + of_class
@@ -137,7 +137,8 @@ class UNet(nn.Module):
             raise ValueError(f"UNet with {len(self.down)} halvings expects sides that divide by {factor}, got "
                              f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
         if (t is not None) != bool(self.time):
-            raise ValueError(f"this UNet was built with time={self.time} and {'needs t' if self.time else 'takes no t'}")
+            raise ValueError("this UNet was built with time=True and needs t" if self.time else
+                             "this UNet was built with time=False and takes no t")
         if labels is not None and self.num_classes is None:
             raise ValueError("this UNet was built without num_classes and takes no labels")
         for name, value in (("t", t), ("labels", labels)):

@@ -7,7 +7,7 @@ from .. import nn
 from ..device import to_device
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
-from .blocks import NormSiLU, ResBlock, check_channels, check_shape, mlp
+from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape
 
 __all__ = ["VAE", "bernoulli_nll", "gaussian_kl", "vae_loss"]
 
@@ -23,8 +23,8 @@ def gaussian_kl(mean, logvar):
 def bernoulli_nll(logits, x):
     """−log p(x | z) in nats, summed over the pixels, each of them Bernoulli with p = σ(logit) (app. C.1).
 
-    logits, x: Tensors (N, C, H, W); x in [−1, 1], so that the target is (x + 1)/2. For grey pixels this is the cross
-    entropy, whose least value is not 0 but their own entropy. Returns (N,).
+    logits, x: Tensors (N, C, H, W); x in [−1, 1], and the target is (x + 1)/2. Returns (N,): the cross entropy, which
+    for grey pixels is no less than their own entropy.
     """
     return F.binary_cross_entropy_with_logits(logits, 0.5 * (x + 1), reduction="none").sum((1, 2, 3))
 
@@ -32,8 +32,8 @@ def bernoulli_nll(logits, x):
 def vae_loss(logits, x, mean, logvar, beta=1.0):
     """−log p(x | z) + β·KL(q(z | x) ‖ p(z)), the mean over the pictures, in nats: −ELBO with β = 1 (eq. 10).
 
-    β > 1 asks for a simpler code, β < 1 for sharper pictures (Higgins et al. 2017, eq. 4). Arguments as for
-    ``bernoulli_nll`` and ``gaussian_kl``; returns a Tensor of one element.
+    β > 1 asks for a simpler code, β < 1 for sharper pictures (Higgins et al. 2017, eq. 4). Arguments as above; returns
+    a Tensor of one element.
     """
     return (bernoulli_nll(logits, x) + beta * gaussian_kl(mean, logvar)).mean()
 
@@ -41,13 +41,12 @@ def vae_loss(logits, x, mean, logvar, beta=1.0):
 class VAE(nn.Module):
     """Encoder q(z | x) = N(μ(x), σ²(x)) and Bernoulli decoder p(x | z); the prior of z is N(0, I).
 
-    Each resolution has one residual block, on the way down and again on the way up; strided convolutions lead down,
-    transposed ones up. Between the smallest resolution and the code lies one hidden layer.
+    A residual block at each resolution on the way down, by strided convolution, and again on the way up, by transposed
+    convolution.
 
     Args:
-        latent: J, the size of the code z.
+        latent: J, the size of the code z. hidden: units of the layer before the code, and of that after it.
         channels: one number for each resolution, from half the picture's size downwards; multiples of 8.
-        hidden: units of the hidden layers around the code.
         in_channels, size: of the pictures, (in_channels, size, size) in [−1, 1]; size divides by 2^len(channels).
 
     Called with a Tensor (N, in_channels, size, size); returns logits of that shape, mean and logvar (N, J), what
@@ -64,15 +63,15 @@ class VAE(nn.Module):
             raise ValueError(f"VAE with {len(channels)} halvings expects a size that divides by {2 ** len(channels)}, "
                              f"got {size}")
         side = size // 2 ** len(channels)
-        pairs = list(zip((in_channels, *channels[:-1]), channels))
         self.bottom = side, side, channels[-1]
+        features, pairs = math.prod(self.bottom), list(zip((in_channels, *channels[:-1]), channels))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairs)
         self.down_blocks = nn.ModuleList(ResBlock(c, c) for c in channels)
-        self.norm_down = NormSiLU(channels[-1])
-        self.to_code = mlp(math.prod(self.bottom), hidden, 2 * latent)
-        self.from_code = mlp(latent, hidden, math.prod(self.bottom))
+        self.norm_down = NormSiLU(GROUPS, channels[-1])
+        self.to_code = nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent))
+        self.from_code = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, features))
         self.up_blocks = nn.ModuleList(ResBlock(c, c) for c in channels)
-        self.up_norms = nn.ModuleList(NormSiLU(c) for c in channels)
+        self.up_norms = nn.ModuleList(NormSiLU(GROUPS, c) for c in channels)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 4, stride=2, padding=1) for a, b in pairs)
 
     def encode(self, x):

@@ -73,7 +73,7 @@ class Module:
 
     def to(self, target):
         """Parameters moved to a device ("cpu", "cuda", "cuda:1") or converted to a floating dtype; returns self."""
-        for parameter in {id(parameter): parameter for parameter in self.parameters()}.values():  # shared ones once
+        for parameter in self.parameters():
             data = parameter.data
             parameter.data = to_device(data, target) if is_device(target) else data.astype(target)
             parameter.grad = None
