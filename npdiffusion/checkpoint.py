@@ -17,33 +17,25 @@ __all__ = ["load_file", "load_weights", "save_file", "save_weights"]
 
 
 def save_file(path, tensors, metadata=None):
-    """Write named arrays, and metadata beside them, to ``path``: all of it or nothing.
+    """Write named arrays, and metadata beside them, by ``atomic_write``.
 
-    Args:
-        path: the file; by custom its name ends in ``.safetensors``.
-        tensors: dict of name -> array (boolean, integer, floating or complex64), on the CPU or a GPU. Values,
-            shapes and dtypes come back as they were, on the CPU and in C order.
-        metadata: dict of what JSON can hold: string keys, and lists, dicts, strings, booleans, None and
-            numbers, integers of any size among them (``bit_generator.state`` of ``np.random.default_rng``
-            is such a dict). Tuples come back as lists.
+    path: the file; by custom its name ends in ``.safetensors``.
+    tensors: dict of name -> array (boolean, integer, floating or complex64), on the CPU or a GPU. Values, shapes and
+        dtypes come back as they were, on the CPU and in C order.
+    metadata: dict of what JSON can hold, integers of any size among it (``bit_generator.state`` of
+        ``np.random.default_rng`` is such a dict). Tuples come back as lists.
 
-    Raises:
-        TypeError: a value is not such an array, or the metadata does not fit into JSON.
-        ValueError: an array is called "__metadata__", a name that the file format keeps for itself.
-        OSError: the file cannot be written (full disk, no permission); an older file stays as it was.
+    Raises TypeError for values that are not such arrays or metadata that JSON cannot hold, ValueError for an array
+    called "__metadata__", a name that the file format keeps for itself.
     """
     if "__metadata__" in tensors:
         raise ValueError(f"{path}: '__metadata__' cannot be an array's name in a safetensors file: rename it")
-    tensors = _on_cpu(path, tensors)
     try:
         text = json.dumps({} if metadata is None else metadata)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{path}: the metadata must be what JSON can hold: {error}") from error
-    # safetensors writes memory as it lies: arrays that show NCHW over channels-last memory would be
-    # scrambled. (np.ascontiguousarray would also put them in order, but makes 0-d arrays 1-d.)
-    ordered = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
-        data = safetensors.save(ordered, {"npdiffusion": text})
+        data = safetensors.save(_on_cpu(path, tensors), {"npdiffusion": text})
     except SafetensorError as error:
         raise TypeError(f"{path}: {error}") from error
     with atomic_write(path) as file:
@@ -51,13 +43,9 @@ def save_file(path, tensors, metadata=None):
 
 
 def load_file(path):
-    """Read what :func:`save_file` wrote; returns (tensors, metadata).
+    """Read what :func:`save_file` wrote; returns (tensors, metadata). Files of other programs have empty metadata.
 
-    Files of other programs load too, with empty metadata.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is cut short, damaged, or no safetensors file at all.
+    Raises FileNotFoundError, or ValueError for a file that is cut short, damaged, or no safetensors file at all.
     """
     try:
         with open(path, "rb") as file:
@@ -82,30 +70,29 @@ def load_file(path):
 def save_weights(path, state_dict, config, dtype=None):
     """Write a model's weights with the configuration that its class is built from.
 
-    Args:
-        path: the file, see :func:`save_file`.
-        state_dict: dict of name -> array, on the CPU or a GPU.
-        config: JSON-able dict of the architecture's arguments, as in ``UNet(**config)``.
-        dtype: None stores arrays as they are; "float16" stores the floating ones in half the space
-            (11 significant bits), and they come back as float32.
+    path, state_dict: as ``path`` and ``tensors`` of :func:`save_file`.
+    config: JSON-able dict of the architecture's arguments, as in ``UNet(**config)``.
+    dtype: None stores arrays as they are; "float16" stores the floating ones in half the space (11 significant bits),
+        and they come back as float32.
 
-    Raises:
-        ValueError: another dtype, or a weight beyond float16's range (65504).
-        TypeError, OSError: as :func:`save_file`.
+    Raises as :func:`save_file`, and ValueError for another dtype or a weight beyond float16's range (65504).
     """
     if dtype not in (None, "float16"):
         raise ValueError(f"dtype must be None or 'float16', got {dtype!r}")
     state_dict = _on_cpu(path, state_dict)
-    if dtype == "float16":
-        state_dict = {name: _halve(path, name, array) for name, array in state_dict.items()}
+    for name, array in state_dict.items():
+        if dtype and np.issubdtype(array.dtype, np.floating):
+            with np.errstate(over="ignore"):
+                state_dict[name] = half = array.astype(np.float16)
+            if not np.array_equal(np.isfinite(half), np.isfinite(array)):
+                raise ValueError(f"{path}: {name!r} holds values beyond float16's 65504: save with dtype=None")
     save_file(path, state_dict, {"config": config})
 
 
 def load_weights(path):
     """Read what :func:`save_weights` wrote; returns (state_dict, config).
 
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_file`, or the file holds no configuration.
+    Raises as :func:`load_file`, and ValueError if the file holds no configuration.
     """
     tensors, metadata = load_file(path)
     if "config" not in metadata:
@@ -117,21 +104,12 @@ def load_weights(path):
 
 
 def _on_cpu(path, tensors):
+    """{name: NumPy array in C order}: safetensors writes memory as it lies, and channels-last would be scrambled."""
     arrays = {}
     for name, array in tensors.items():
-        try:
-            arrays[name] = to_device(array, "cpu")  # NumPy's scalars pass: they come back as 0-d arrays
+        try:  # np.asarray, since np.ascontiguousarray makes 1-d arrays of 0-d ones and of NumPy's scalars, which pass too
+            arrays[name] = np.asarray(to_device(array, "cpu"), order="C")
         except TypeError:
             raise TypeError(f"{path}: {name!r} must be a NumPy array, got {type(array).__name__} "
                             "(plain numbers, strings and lists belong in metadata)") from None
     return arrays
-
-
-def _halve(path, name, array):
-    if not (isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)):
-        return array
-    with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    if not np.array_equal(np.isfinite(half), np.isfinite(array)):
-        raise ValueError(f"{path}: {name!r} holds values beyond float16's 65504: save with dtype=None")
-    return half

@@ -15,12 +15,9 @@ def atomic_write(path):
         with atomic_write("runs/model.safetensors") as file:
             file.write(data)
 
-    The bytes go to a temporary file in the same directory (made if need be), which is renamed at the
-    end. Whatever goes wrong before that (an exception, Ctrl-C, a full disk), the temporary file is
-    removed and what was at ``path`` stays as it was.
-
-    Raises:
-        OSError: the file cannot be written; the message names ``path`` and the cause.
+    The bytes go to a temporary file in the same directory (made if need be), which is renamed at the end. Whatever
+    goes wrong before that (an exception, Ctrl-C, a full disk), the temporary file is removed and what was at ``path``
+    stays as it was. Raises OSError, which names ``path`` and the cause, if the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # through a link, so that the link itself survives
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

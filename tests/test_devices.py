@@ -657,7 +657,7 @@ def example(cupy, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name, figure, channels", [("train_diffusion", "samples-000004.png", ["8", "32"]),
-                                                     ("train_classifier", "mistakes.png", ["8"])])
+                                                    ("train_classifier", "mistakes.png", ["8"])])
 def test_trainings_on_the_gpu(example, name, figure, channels):
     written = example(name, "--data", "synthetic", "--steps", "4", "--cuda-graph", "--batch-size", "1", "--channels",
                       *channels, digits=4)

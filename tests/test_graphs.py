@@ -9,7 +9,7 @@ from test_training import stopping_after
 import npdiffusion
 from npdiffusion import Tensor, functional as F, nn, to_device
 from npdiffusion.checkpoint import load_file
-from npdiffusion.cuda_graph import Captured, captured
+from npdiffusion.cuda_graph import captured
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
 from npdiffusion.device import cupy as cupy_module
 from npdiffusion.models import VAE, Classifier, NoiseLevelNet, UNet

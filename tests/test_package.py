@@ -83,8 +83,9 @@ def test_import_needs_numpy_alone():
 
 
 def test_rooms_are_opened_when_they_are_asked_for():
-    assert run("import npdiffusion as nd; print(nd.models.UNet.__name__, nd.data.MNIST.__name__, nd.diffusion.denoise."
-               "__name__, nd.metrics.psnr.__name__, nd.checkpoint.save_file.__name__)") == "UNet MNIST denoise psnr save_file"
+    names = "nd.models.UNet, nd.data.MNIST, nd.diffusion.denoise, nd.metrics.psnr, nd.checkpoint.save_file"
+    said = run(f"import npdiffusion as nd; print(*(x.__name__ for x in ({names})))")
+    assert said == "UNet MNIST denoise psnr save_file"
     import npdiffusion
     with pytest.raises(AttributeError, match="no attribute 'model'"):
         npdiffusion.model
@@ -105,14 +106,28 @@ def test_blas_kernels_are_chosen_for_this_process_only():
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_process_may_be_left_alone(keep):
-    code = ("import os, ctypes; seen = []; os.environ = type('Spy', (dict,), {'__setitem__': lambda s, k, v: seen.append(k) "
-            "or dict.__setitem__(s, k, v)})(os.environ); cdll = ctypes.CDLL\n"
-            "class Spy(cdll):\n    def __getattr__(s, n): seen.append(n); return cdll.__getattr__(s, n)\n"
-            "ctypes.CDLL = Spy\nimport npdiffusion._process as p; print(seen, p.AVX512 <= p.processor_flags())")
+    code = f"""
+import ctypes, os, sys, types
+seen, CDLL = [], ctypes.CDLL
+
+class Environment(dict):
+    def __setitem__(self, name, value):
+        seen.append(name)
+        super().__setitem__(name, value)
+
+class Library(CDLL):
+    def __getattr__(self, name):
+        seen.append(name)
+        return super().__getattr__(name)
+
+os.environ, ctypes.CDLL = Environment(os.environ), Library
+sys.modules["npdiffusion"] = types.ModuleType("npdiffusion")
+sys.modules["npdiffusion"].__path__ = [{str(PACKAGE)!r}]
+import npdiffusion._process as process
+print(seen, process.AVX512 <= process.processor_flags())
+"""
     environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
     environment["NPDIFFUSION_KEEP_PROCESS"] = "1" if keep else "0"
-    code = "import sys; sys.modules['npdiffusion'] = type(sys)('npdiffusion'); sys.modules['npdiffusion'].__path__ = [" \
-           f"{str(PACKAGE)!r}]\n" + code
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
                           env=environment).stdout
     if keep:

@@ -6,6 +6,7 @@ Sums are added in a fixed order, without atomics: the same bits every time. Noth
 changes from step to step (counts, learning rates) is read on the device: all launches can be captured in a CUDA graph.
 """
 
+from ..plain import __all__  # the same names
 from .attention import attention, attention_backward, softmax, softmax_backward
 from .conv import conv2d, conv2d_backward, conv_transpose2d, conv_transpose2d_backward
 from .elementwise import (
@@ -17,11 +18,3 @@ from .optim import adam, clip_grad_norm, ema, sgd
 from .pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from .product import linear, linear_backward, matmul
 from .random import default_rng
-
-__all__ = [
-    "adam", "add", "add_at", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "cat",
-    "clip_grad_norm", "conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward", "default_rng",
-    "ema", "group_norm", "group_norm_backward", "linear", "linear_backward", "matmul", "max_pool2d",
-    "max_pool2d_backward", "sgd", "silu", "silu_backward", "softmax", "softmax_backward", "squared_error",
-    "squared_error_backward", "timestep_embedding",
-]

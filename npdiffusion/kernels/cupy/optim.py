@@ -41,7 +41,7 @@ def ema(averages, params, updates, decay):
 
 
 def clip_grad_norm(grads, max_norm):
-    """See ``plain.clip_grad_norm``; the norm is an array (), so that nothing waits. Sums in float64, in a fixed order."""
+    """See ``plain.clip_grad_norm``; the norm is an array (): nothing waits. Sums in float64, in a fixed order."""
     xp = cupy()
     norm, factor = xp.empty((), grads[0].dtype), xp.empty((), np.float64)
     with walkable(grads) as rows:

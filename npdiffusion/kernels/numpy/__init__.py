@@ -6,6 +6,7 @@ Kernels accept any strides, split the batch over threads and work through it in 
 Where nothing faster is known, the plain kernel serves. Equations, shapes and gradients: see ``kernels.plain``.
 """
 
+from ..plain import __all__  # the same names
 from ..plain import (
     adam, add_at, clip_grad_norm, default_rng, ema, sgd, silu, silu_backward, squared_error,
     squared_error_backward, timestep_embedding,
@@ -16,11 +17,3 @@ from .elementwise import add, cat
 from .norm import group_norm, group_norm_backward
 from .pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from .product import linear, linear_backward, matmul
-
-__all__ = [
-    "adam", "add", "add_at", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "cat",
-    "clip_grad_norm", "conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward", "default_rng",
-    "ema", "group_norm", "group_norm_backward", "linear", "linear_backward", "matmul", "max_pool2d",
-    "max_pool2d_backward", "sgd", "silu", "silu_backward", "softmax", "softmax_backward", "squared_error",
-    "squared_error_backward", "timestep_embedding",
-]
