@@ -107,7 +107,7 @@ def _on_cpu(path, tensors):
     """{name: NumPy array in C order}: safetensors writes memory as it lies, and channels-last would be scrambled."""
     arrays = {}
     for name, array in tensors.items():
-        try:  # np.asarray, since np.ascontiguousarray makes 1-d arrays of 0-d ones and of NumPy's scalars, which pass too
+        try:  # np.ascontiguousarray would make 1-d arrays of 0-d ones and of NumPy's scalars, which pass too
             arrays[name] = np.asarray(to_device(array, "cpu"), order="C")
         except TypeError:
             raise TypeError(f"{path}: {name!r} must be a NumPy array, got {type(array).__name__} "

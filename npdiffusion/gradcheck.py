@@ -1,7 +1,5 @@
 """Gradients held against finite differences."""
 
-from functools import partial
-
 import numpy as np
 
 from .tensor import Tensor
@@ -26,16 +24,14 @@ def gradcheck(function, inputs, eps=1e-4, rtol=1e-5, atol=1e-7, directions=3, co
     and behind x differ too, and v is drawn again. So kinks may make the check fail ("move the point"), but no
     direction passes without agreement.
 
-    Args:
-        function: Tensors -> Tensor (or a sequence of Tensors; integer ones are ignored), deterministic.
-        inputs: a Tensor or array, or a sequence of them. Floating ones are differentiated: float64 arrays as they
-            lie in memory, others converted. Integer ones are passed on.
-        eps: first step ε. rtol, atol: |difference| ≤ rtol·slope + atol·‖Jᵀu‖, plus what rounding f may cause: functions
-            with tiny gradients are held to the same relative error. So where terms cancel to nothing but rounding
-            errors (Σ layer_norm(x)) the check fails.
-        directions: random directions for each input.
-        coordinates: single coordinates for each input; all of them where there are no more.
-        generator: numpy.random.Generator; a fixed seed by default.
+    function: Tensors -> Tensor (or a sequence of Tensors; integer ones are ignored), deterministic.
+    inputs: a Tensor or array, or a sequence of them. Floating ones are differentiated: float64 arrays as they lie in
+        memory, others converted. Integer ones are passed on.
+    eps: first step ε. rtol, atol: |difference| ≤ rtol·slope + atol·‖Jᵀu‖, plus what rounding f may cause: functions
+        with tiny gradients are held to the same relative error. So where terms cancel to nothing but rounding errors
+        (Σ layer_norm(x)) the check fails.
+    directions: random directions for each input. coordinates: single ones for each input; all where there are no more.
+    generator: numpy.random.Generator; a fixed seed by default.
 
     Returns True. Raises AssertionError too when a result is not float64 or an input came out changed, ValueError
     when a second call gives another value.
@@ -73,12 +69,27 @@ def gradcheck(function, inputs, eps=1e-4, rtol=1e-5, atol=1e-7, directions=3, co
         gradient = np.zeros(a.shape) if x.grad is None else x.grad
         if not np.isfinite(gradient).all():
             raise AssertionError(f"input {i}: the gradient is not finite")
-        centre = f(a)
+        centre, floor = f(a), atol * float(np.linalg.norm(gradient))
         if abs(f(a) - centre) > noise:
             raise ValueError("the function gives another value when called again; seed its random numbers")
-        agree = partial(_agree, f, a, centre, gradient, eps, rtol, atol * float(np.linalg.norm(gradient)), noise, i)
+
+        def agree(v):
+            """Whether backward and finite differences agree along v (True), or v meets a kink (False)."""
+            v = v / np.linalg.norm(v)
+            analytic = float((gradient * v).sum())
+            for step in (eps, eps / 10, eps / 100):
+                ahead, behind = (f(a + step * v) - centre) / step, (centre - f(a - step * v)) / step  # slopes
+                numeric = (ahead + behind) / 2
+                difference = abs(numeric - analytic)
+                if difference <= rtol * max(abs(ahead), abs(behind)) + floor + noise / step:
+                    return True
+            if abs(ahead - behind) > 0.2 * difference:  # a kink can make a difference of half of this
+                return False
+            raise AssertionError(f"input {i}: backward says {analytic:.10g} along a direction where finite differences "
+                                 f"say {numeric:.10g}")
+
         for _ in range(directions):
-            if not any(agree(_unit(rng.standard_normal(a.shape))) for _ in range(20)):
+            if not any(agree(rng.standard_normal(a.shape)) for _ in range(20)):
                 raise AssertionError(f"input {i}: every direction meets a kink; move the point")
         tried = 0
         for k in rng.permutation(a.size):  # where all coordinates meet kinks, the directions above have decided
@@ -86,22 +97,3 @@ def gradcheck(function, inputs, eps=1e-4, rtol=1e-5, atol=1e-7, directions=3, co
             if tried == coordinates:
                 break
     return True
-
-
-def _unit(v):
-    return v / np.linalg.norm(v)
-
-
-def _agree(f, a, centre, gradient, eps, rtol, floor, noise, i, v):
-    """Whether backward and finite differences agree along v (True), or v meets a kink (False)."""
-    analytic = float((gradient * v).sum())
-    for step in (eps, eps / 10, eps / 100):
-        ahead, behind = (f(a + step * v) - centre) / step, (centre - f(a - step * v)) / step  # slopes
-        numeric = (ahead + behind) / 2
-        difference = abs(numeric - analytic)
-        if difference <= rtol * max(abs(ahead), abs(behind)) + floor + noise / step:
-            return True
-    if abs(ahead - behind) > 0.2 * difference:  # a kink can make a difference of half of this
-        return False
-    raise AssertionError(f"input {i}: backward says {analytic:.10g} along a direction where finite differences say "
-                         f"{numeric:.10g}")

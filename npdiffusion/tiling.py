@@ -15,16 +15,12 @@ def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=F
 
     All arrays are NumPy's: a ``predict`` that computes on a GPU brings its result back (``npdiffusion.to_device``).
 
-    Args:
-        predict: called with tiles (N, C, tile, tile) float32, N ≤ batch_size; returns an array (N, K, tile, tile).
-        image: (C, H, W) float32, of any size, smaller than a tile too.
-        tile: side of a tile in pixels. overlap: pixels that neighbours share, less than ``tile``.
-        batch_size: tiles predicted together. progress: show a progress bar.
+    predict: called with tiles (N, C, tile, tile) float32, N ≤ batch_size; returns an array (N, K, tile, tile).
+    image: (C, H, W) float32, of any size, smaller than a tile too.
+    tile: side of a tile in pixels. overlap: pixels that neighbours share, less than ``tile``.
+    batch_size: tiles predicted together. progress: show a progress bar.
 
-    Returns (K, H, W) float32.
-
-    Raises:
-        ValueError: another shape of image, an overlap out of range, or a prediction of another shape.
+    Returns (K, H, W) float32. Raises ValueError for options out of range or another shape of image or prediction.
     """
     if image.ndim != 3 or image.size == 0:
         raise ValueError(f"predict_tiled expects an image of shape (C, H, W), got {image.shape}")
@@ -32,14 +28,16 @@ def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=F
         raise ValueError(f"predict_tiled expects 0 <= overlap < tile and batch_size >= 1, "
                          f"got overlap={overlap}, tile={tile}, batch_size={batch_size}")
     stride, margin = tile - overlap, overlap // 2
-    counts = [max(1, -(-(size + 2 * margin - overlap) // stride)) for size in image.shape[1:]]
-    sizes = [count * stride + overlap for count in counts]
-    pad = [(margin, size - margin - inner) for size, inner in zip(sizes, image.shape[1:])]
-    padded = np.pad(image, [(0, 0), *pad], mode="reflect")
-    window = _ramps(tile, overlap)
-    window = window[:, None] * window
+    h, w = image.shape[1:]
+    rows, columns = (range(0, max(1, size + 2 * margin - overlap), stride) for size in (h, w))  # where tiles start
+    sizes = rows[-1] + tile, columns[-1] + tile
+    pad = [(0, 0), (margin, sizes[0] - margin - h), (margin, sizes[1] - margin - w)]
+    padded = np.pad(image, pad, mode="reflect")
+    ramp = np.interp(np.arange(tile) + 0.5, [overlap / 4, 3 * overlap / 4], [0, 1])
+    edge = 0.5 - 0.5 * np.cos(np.pi * ramp)
+    window = np.outer(edge * edge[::-1], edge * edge[::-1])
 
-    corners = [(stride * i, stride * j) for i in range(counts[0]) for j in range(counts[1])]
+    corners = [(y, x) for y in rows for x in columns]
     total, weights = None, np.zeros(sizes)  # float64: the weights' rounding stays below float32's
     for start in tqdm(range(0, len(corners), batch_size), disable=not progress, desc="tiles"):
         some = corners[start:start + batch_size]
@@ -52,18 +50,5 @@ def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=F
         for (y, x), result in zip(some, results):
             total[:, y:y + tile, x:x + tile] += window * result
             weights[y:y + tile, x:x + tile] += window
-    inside = tuple(slice(before, size - after) for (before, after), size in zip(pad, sizes))
-    return (total[(slice(None), *inside)] / weights[inside]).astype(np.float32)
-
-
-def _ramps(tile, overlap):
-    """(tile,) weights: 0 over overlap/4 pixels, half a cosine over overlap/2, then 1, and the same at the other end.
-
-    Two such windows, a stride of tile − overlap apart, add up to 1 where they overlap.
-    """
-    position = np.arange(overlap) + 0.5  # from 0 to overlap
-    ramp = 0.5 - 0.5 * np.cos(np.pi * np.clip(2 * position / max(overlap, 1) - 0.5, 0, 1))
-    window = np.ones(tile)
-    window[:overlap] = ramp
-    window[tile - overlap:] *= ramp[::-1]
-    return window
+    blended = total[:, margin:margin + h, margin:margin + w] / weights[margin:margin + h, margin:margin + w]
+    return blended.astype(np.float32)

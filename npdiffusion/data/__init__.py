@@ -15,9 +15,7 @@ __all__ = ["DataNotFoundError", "Dataset", "Lucchi", "MNIST", "Micrographs", "SS
 def load_digits(name, split="train"):
     """The digits behind ``--data``: "mnist" (:class:`MNIST`) or "synthetic" (:class:`SyntheticDigits`).
 
-    Raises:
-        DataNotFoundError: MNIST is not on this machine and cannot be downloaded.
-        ValueError: another name, or a split that is neither "train" nor "test".
+    Raises as :class:`MNIST`, and ValueError for another name.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")

@@ -3,15 +3,12 @@
 import os
 import sys
 import warnings
-from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
 from tqdm import tqdm
 
 from ..files import atomic_write
-
-__all__ = ["DataNotFoundError", "cache_dir", "data_dirs", "fetch", "find"]
 
 TIMEOUT = 15  # seconds without a byte before a mirror is given up
 
@@ -32,10 +29,7 @@ def cache_dir():
 
 
 def data_dirs(root=None):
-    """Directories to look in, in order; downloads go to the last one.
-
-    ``root`` alone if given, else ``$NPDIFFUSION_DATA`` (if set), then the user's cache.
-    """
+    """Where to look: in ``root`` alone, or in ``$NPDIFFUSION_DATA`` and the user's cache. Downloads go to the last."""
     if root is not None:
         return [Path(root).expanduser()]
     own = os.environ.get("NPDIFFUSION_DATA")
@@ -53,9 +47,9 @@ def find(what, places, read, download, advice):
         if place.exists():
             try:
                 return read(place)
-            except (OSError, ValueError) as error:
-                problems.append(f"{place}: {error}")
-                warnings.warn(f"{place} is not used: {error}", stacklevel=3)
+            except Exception as error:
+                problems.append(f"{place}: {reason(error)}")
+                warnings.warn(f"{place} is not used: {reason(error)}", stacklevel=3)
     if download:
         try:
             return download()
@@ -67,13 +61,17 @@ def find(what, places, read, download, advice):
         + "".join(f"\n  {line}" for line in problems))
 
 
+def reason(error):
+    """What an error says; those of damaged files may be anything (zlib.error, EOFError ...) and say little."""
+    said = str(error) or type(error).__name__
+    return said if isinstance(error, (OSError, ValueError)) else f"cut short or damaged ({said})"
+
+
 def fetch(urls, path, check):
     """Download a file to ``path`` from the first of ``urls`` that delivers it whole; return check's result.
 
-    ``check(data)`` gets the bytes before anything is written, and raises ValueError if they are wrong;
-    then the next url is tried. The file is written by ``atomic_write``.
-
-    Raises ConnectionError if no url delivers, with the reason of each, and OSError if the file cannot be written.
+    check: called with the bytes before anything is written; raises if they are wrong.
+    Raises ConnectionError with each url's failure if none delivers, OSError if the file cannot be written.
     """
     failures = []
     for url in urls:
@@ -83,8 +81,8 @@ def fetch(urls, path, check):
                 with tqdm.wrapattr(response, "read", total=size, desc=path.name) as counted:
                     data = b"".join(iter(lambda: counted.read(1 << 16), b""))
             result = check(data)
-        except (OSError, HTTPException, ValueError) as error:
-            failures.append(f"{url}: {error or type(error).__name__}")
+        except Exception as error:
+            failures.append(f"{url}: {reason(error)}")
             continue
         with atomic_write(path) as file:
             file.write(data)

@@ -9,8 +9,6 @@ from PIL import ExifTags, Image, ImageFilter, ImageOps
 
 from ..files import atomic_write
 
-__all__ = ["load_picture", "noise_sigma", "save_png"]
-
 WORK = 256    # pixels along the longer side while the ink is looked for
 NOISY = 0.05  # of the contrast: with more noise than this, a picture keeps it
 
@@ -18,10 +16,10 @@ NOISY = 0.05  # of the contrast: with more noise than this, a picture keeps it
 def load_picture(path, size=32):
     """Read a picture of any size and kind, and make it a light-on-dark grey square like MNIST's digits.
 
-    Turned upright (EXIF), converted to grey, inverted if dark on light, stretched so that the paper is
-    -1 and the ink 1, padded to a square (nothing is cut off), cropped to the ink if that is less than
-    half as large as the picture, resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but
-    where there is more noise than that, it is kept: a denoiser wants it whole, on both sides of the paper's grey.
+    Turned upright (EXIF), converted to grey, inverted if dark on light, stretched so that the paper is -1, the ink 1,
+    padded to a square (nothing is cut off), cropped to the ink if that is less than half as large as the picture,
+    resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but where there is more noise than that,
+    it is kept: a denoiser wants it whole, on both sides of the paper's grey.
 
     path: a file that Pillow can read; of an animation, the first frame is taken. size: height and width of the result.
 
@@ -85,8 +83,7 @@ def noise_sigma(image):
     """Standard deviation of the noise in an image (H, W), from the median of |second differences|.
 
     The mask [1, −2, 1] ⊗ [1, −2, 1] takes away what is smooth and answers to noise with 6 times its deviation
-    (Immerkær 1996, "Fast noise variance estimation"); the median, 0.6745 σ for Gaussians, passes over edges. 0 for
-    images of less than 3×3 pixels.
+    (Immerkær 1996); the median, 0.6745 σ for Gaussians, passes over edges. 0 for images of less than 3×3 pixels.
     """
     if min(image.shape) < 3:
         return 0.0
@@ -97,10 +94,8 @@ def noise_sigma(image):
 def save_png(path, images, columns=None):
     """Write images side by side as one PNG file, by ``atomic_write``.
 
-    images: (N, C, H, W) in [-1, 1]; C is 1 (grey) or 3 (RGB). Values outside are clipped.
+    images: (N, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (RGB), any other raises ValueError.
     columns: images in a row; by default as many as make the sheet square.
-
-    Raises ValueError for another shape or no images.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0:

@@ -14,8 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .mnist import Dataset
 
-__all__ = ["SyntheticDigits", "draw_digits"]
-
 # Matplotlib brings these along. (The monospaced faces have a dot inside the zero.)
 FONTS = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSans-Bold", "DejaVuSerif-Italic", "STIXGeneral",
          "STIXGeneralItalic", "cmss10", "cmtt10")
