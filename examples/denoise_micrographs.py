@@ -2,7 +2,7 @@
 
     python examples/denoise_micrographs.py                    # an hour on one core, into runs/micrographs
     python examples/denoise_micrographs.py --resume
-    python examples/denoise_micrographs.py --evaluate         # figures and numbers of the network of the package
+    python examples/denoise_micrographs.py --evaluate         # figures and numbers of the network in examples/weights
     python examples/denoise_micrographs.py --preset smoke --data synthetic
 
 The sections are serial-section TEM of the ventral nerve cord of a Drosophila larva (Gerhard et al. 2013, figshare
@@ -51,9 +51,9 @@ PRESETS = {"smoke": dict(steps=6, batch_size=8, channels=[8, 16], sigmas=[50], d
 
 def arguments():
     parser = parser_for(__doc__, "micrographs", data=("sstem", "lucchi", "synthetic"))
-    parser.add_argument("--evaluate", action="store_true", help="no training: judge the network of the package")
+    parser.add_argument("--evaluate", action="store_true", help="no training: judge the network in examples/weights")
     parser.add_argument("--segmenter", type=Path, metavar="FILE",
-                        help="a model.safetensors of segment_mitochondria.py; default: the network of the package")
+                        help="a model.safetensors of segment_mitochondria.py; default: the one in weights/")
     parser.add_argument("--sigmas", type=int, nargs="+", help="levels of noise to remove, in grey levels")
     parser.add_argument("--draw", type=int, help="number of patches to draw")
     parser.add_argument("--draw-steps", type=int, help="steps from noise to patch")
