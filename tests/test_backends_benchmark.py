@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_devices import REAL, cupy, real_cupy  # noqa: F401  (cupy is a fixture)
+from on_devices import REAL, real_cupy
 
 from npdiffusion import get_num_threads, set_num_threads
 
@@ -41,7 +41,7 @@ def test_numpy_alone(backends, tmp_path, capsys):
     assert "training step, batch 2" in capsys.readouterr().out
 
 
-def test_numpy_against_cupy(cupy, backends, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_numpy_against_cupy(cupy, backends, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(backends, "torch", None)
     if cupy is not real_cupy:  # which takes its time
         calls = backends.kernel_calls

@@ -1,6 +1,5 @@
 """The whole library on a GPU, or as if on one: on machines without, a stand-in for CuPy takes its place."""
 
-import contextlib
 import importlib
 import inspect
 import subprocess
@@ -12,50 +11,24 @@ import pytest
 import standin_cupy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from on_devices import REAL, bits, host, not_waiting, real_cupy, small_unet
 from strategies import CASES, cases
 
 import npdiffusion
-from npdiffusion import Tensor, device as devices, functional as F, nn, optim, random, to_device
+from npdiffusion import Tensor, device as devices, functional as F, nn, optim, to_device
 from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.cuda_graph import captured
 from npdiffusion.data import SyntheticDigits, SyntheticMicrographs
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, variational_bound
-from npdiffusion.kernels.cupy import build
 from npdiffusion.models import VAE, Classifier, NoiseLevelNet, UNet, laplace_nll, load_model, save_model, vae_loss
 from npdiffusion.training import Training
 
 ROOT = Path(__file__).parent.parent
 
-try:
-    import cupy as real_cupy
-except ImportError:
-    real_cupy = None
-
-
-REAL = real_cupy is not None and real_cupy.is_available()
-
-
-@pytest.fixture(params=["stand-in", *(["cuda"] if REAL else [])])
-def cupy(request, monkeypatch):
-    """The CuPy module: the stand-in, and where there is a GPU the real one."""
-    if request.param == "cuda":
-        return real_cupy
-    monkeypatch.setitem(sys.modules, "cupy", standin_cupy.module)
-    monkeypatch.setattr(devices, "_cupy", None)
-    monkeypatch.setattr(random, "_generators", {})
-    for cache in (build.build, build.kernel):
-        cache.cache_clear()
-    request.addfinalizer(lambda: [cache.cache_clear() for cache in (build.build, build.kernel)])
-    return standin_cupy.module
-
 
 @pytest.mark.skipif(not REAL, reason="no CuPy" if real_cupy is None else "CuPy finds no GPU: the stand-in alone")
 def test_there_is_a_gpu():
     assert npdiffusion.cuda_is_available() and Tensor(1.0, device="cuda").device == "cuda:0"
-
-
-def host(x):
-    return to_device(x.data if isinstance(x, Tensor) else x, "cpu")
 
 
 def on(device, x):
@@ -239,16 +212,6 @@ def test_philox_is_the_papers(cupy):
 # Networks
 
 
-def small_unet(**changes):
-    npdiffusion.manual_seed(1)
-    model = UNet(**{**dict(channels=(8, 32), blocks=1, attention=(1,), num_classes=3), **changes})
-    rng = np.random.default_rng(0)
-    for p in model.parameters():
-        if not p.data.any():
-            p.data[...] = 0.1 * rng.standard_normal(p.shape)
-    return model
-
-
 def test_modules_move(cupy):
     model = small_unet()
     state = {k: v.copy() for k, v in model.state_dict().items()}
@@ -265,13 +228,6 @@ def test_modules_move(cupy):
     model.cpu()
     for name, a in model.state_dict().items():
         assert np.array_equal(a, state[name] + 1) and np.array_equal(a, other.state_dict()[name])
-
-
-@contextlib.contextmanager
-def not_waiting(cupy):
-    """Nothing in this context may wait for the GPU."""
-    with standin_cupy.forbid_waiting() if cupy is standin_cupy.module else contextlib.nullcontext():
-        yield
 
 
 def batches(model, n=2, size=4):
@@ -328,12 +284,6 @@ def noisy_batches(model):
         return F.mse_loss(model(Tensor(noise), np.asarray(index), None), Tensor(noise))
 
     return loss
-
-
-def bits(run):
-    return [host(a) for a in (*run.model.state_dict().values(), *run.ema.weights.values(),
-                              *(m for m in run.optimizer.m), *(v for v in run.optimizer.v))] + [
-        np.array([float(x) for x in run.seen])]
 
 
 def test_training_goes_on_bit_for_bit(cupy, tmp_path):

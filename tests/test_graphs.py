@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import standin_cupy
-from test_devices import bits, cupy, host, not_waiting, real_cupy, small_unet  # noqa: F401  (cupy is a fixture)
+from on_devices import bits, host, not_waiting, real_cupy, small_unet
 from test_training import stopping_after
 
 import npdiffusion
@@ -28,7 +28,7 @@ def on_gpu(*values):
 # The primitive
 
 
-def test_replays_see_new_arguments(cupy):  # noqa: F811
+def test_replays_see_new_arguments(cupy):
     model, calls, kept = nn.Linear(2, 2).to("cuda"), [], []
 
     def function(x, y, scale, nothing):
@@ -47,7 +47,7 @@ def test_replays_see_new_arguments(cupy):  # noqa: F811
     assert host(run(on_gpu(1.0), Tensor([2.0]), 3, None)[0]).tolist() == [5] and len(calls) == 5  # another shape
 
 
-def test_replays_draw_new_numbers_and_change_what_lies_on_the_gpu(cupy):  # noqa: F811
+def test_replays_draw_new_numbers_and_change_what_lies_on_the_gpu(cupy):
     results = []
     for capture in (False, True):
         npdiffusion.manual_seed(3)
@@ -63,7 +63,7 @@ def test_replays_draw_new_numbers_and_change_what_lies_on_the_gpu(cupy):  # noqa
     assert results[0] == results[1] and len({tuple(a) for a in results[0]}) == 7
 
 
-def test_a_captured_model_is_the_model(cupy):  # noqa: F811
+def test_a_captured_model_is_the_model(cupy):
     model = network(dropout=0.5).to("cuda")
     fast, x = captured(model), Tensor(np.ones((2, 1, 4, 4), np.float32), device="cuda")
     t, labels = np.array([3, 5]), np.array([0, 2])
@@ -99,7 +99,7 @@ def test_a_captured_model_is_the_model(cupy):  # noqa: F811
     (lambda x: x * float(x.sum()), "synchronous|capturing"), (lambda x: 1 / 0, "division by zero"),
     (lambda x: x * to_device(np.ones(2, np.float32), "cuda"), r"an array of the CPU, of shape \(2,\)"),
     (lambda x: cupy_module().matmul(x[:, None] + x, x[:, None] + x)[0], "cuBLAS")])
-def test_what_cannot_be_recorded_is_said(cupy, wrong, said):  # noqa: F811
+def test_what_cannot_be_recorded_is_said(cupy, wrong, said):
     calls = []
 
     def function(x):
@@ -124,7 +124,7 @@ NETWORKS = {"unet": network, "attention": small_unet, "segmenter": lambda: UNet(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_can_be_captured(cupy, name):  # noqa: F811
+def test_every_network_can_be_captured(cupy, name):
     """Forward and backward."""
     results = []
     for capture in (False, True):
@@ -174,7 +174,7 @@ def training(device, steps=6, **changes):
     return run, loss, batch
 
 
-def test_a_captured_training_is_the_training(cupy):  # noqa: F811
+def test_a_captured_training_is_the_training(cupy):
     runs = []
     for capture in (False, True):
         run, loss, batch = training("cuda")
@@ -190,7 +190,7 @@ def test_a_captured_training_is_the_training(cupy):  # noqa: F811
     assert (eager.optimizer.lr, int(eager.ema.updates)) == (replayed.optimizer.lr, int(replayed.ema.updates))
 
 
-def test_a_replay_waits_for_nothing(cupy, monkeypatch):  # noqa: F811
+def test_a_replay_waits_for_nothing(cupy, monkeypatch):
     run, loss, batch = training("cuda", steps=20)
     descend = run.descent(loss, batch, cuda_graph=True)
     for _ in range(3):
@@ -205,7 +205,7 @@ def test_a_replay_waits_for_nothing(cupy, monkeypatch):  # noqa: F811
         assert len(launches) == 2 and standin_cupy.counts["copies"] - before["copies"] == 2 * 3  # the batch
 
 
-def test_a_captured_training_goes_on_bit_for_bit(cupy, tmp_path):  # noqa: F811
+def test_a_captured_training_goes_on_bit_for_bit(cupy, tmp_path):
     files = []
     for graph in (False, True):
         run, loss, batch = training("cuda", steps=9)
@@ -225,7 +225,7 @@ def test_a_captured_training_goes_on_bit_for_bit(cupy, tmp_path):  # noqa: F811
         assert all(meta[name] == other[name] for name in ("step", "generator", "device_generator", "ema_updates"))
 
 
-def test_a_captured_training_needs_batches(cupy, tmp_path):  # noqa: F811
+def test_a_captured_training_needs_batches(cupy, tmp_path):
     run, loss, _ = training("cuda")
     with pytest.raises(ValueError, match="needs batch="):
         run.fit(lambda index: loss(IMAGES[index], index, index), tmp_path, cuda_graph=True)
@@ -245,7 +245,7 @@ def test_on_the_cpu_graph_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("labels, scale", [(None, 1.0), (1, 1.0), (np.array([0, 2]), 2.5)])
 @pytest.mark.parametrize("kind, options", [(DDPMScheduler, {}), (DDIMScheduler, {"eta": 0.5})], ids=["ddpm", "ddim"])
-def test_captured_sampling(cupy, kind, options, labels, scale):  # noqa: F811
+def test_captured_sampling(cupy, kind, options, labels, scale):
     model, scheduler = network().to("cuda"), kind(6, **options)
     fast = captured(model)
     for seed in range(2):
@@ -260,7 +260,7 @@ def test_captured_sampling(cupy, kind, options, labels, scale):  # noqa: F811
 
 
 @pytest.mark.parametrize("method", ["one-shot", "ddim", "ancestral"])
-def test_captured_denoising(cupy, method):  # noqa: F811
+def test_captured_denoising(cupy, method):
     model, noisy = network().to("cuda"), np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
     fast = captured(model)
     for t in (6, np.array([3, 7, 5]), 7):

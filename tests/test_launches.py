@@ -4,7 +4,7 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 import standin_cupy
-from test_devices import cupy, small_unet  # noqa: F401  (cupy is a fixture)
+from on_devices import small_unet
 from test_graphs import capture
 
 from npdiffusion import Tensor, functional as F, no_grad, optim, to_device
@@ -25,8 +25,8 @@ def launches(graph):
     return {name: names.count(name) for name in names}
 
 
-@pytest.mark.parametrize("cupy", ["stand-in"], indirect=True)  # noqa: F811
-def test_the_unets_launches(cupy, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("cupy", ["stand-in"], indirect=True)
+def test_the_unets_launches(cupy, monkeypatch):
     monkeypatch.setattr(cuda_on_cpu.Kernels, "launch", lambda *_: None)  # only counted
     model = small_unet(channels=(32, 64, 128), attention=(2,), num_classes=10).to("cuda")  # the MNIST model
     optimizer, ema = optim.AdamW(model.parameters()), optim.EMA(model)
