@@ -41,6 +41,7 @@ def test_numpy_alone(backends, tmp_path, capsys):
     assert "training step, batch 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_numpy_against_cupy(cupy, backends, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(backends, "torch", None)
     if cupy is not real_cupy:  # which takes its time

@@ -606,6 +606,7 @@ def example(cupy, monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, figure, channels", [("train_diffusion", "samples-000004.png", ["8", "32"]),
                                                     ("train_classifier", "mistakes.png", ["8"])])
 def test_trainings_on_the_gpu(example, name, figure, channels):
@@ -617,6 +618,7 @@ def test_trainings_on_the_gpu(example, name, figure, channels):
 TINY = ["--data", "synthetic", "--steps", "4", "--cuda-graph", "--batch-size", "1", "--channels", "8"]
 
 
+@pytest.mark.slow
 def test_vae_on_the_gpu(example):
     vae = importlib.import_module("train_vae")
     in_batches, travel = vae.in_batches, vae.travel_figure
@@ -626,16 +628,19 @@ def test_vae_on_the_gpu(example):
     assert {"rows.png", "latent.png", "against_ddpm.png", "metrics.json"} <= set(written)
 
 
+@pytest.mark.slow
 def test_noise_level_on_the_gpu(example):
     written = example("train_noise_level", *TINY, "--test", "8", "--pictures", "1", "--grid", "2")
     assert {"levels.png", "wrong_levels.png", "metrics.json"} <= set(written)
 
 
+@pytest.mark.slow
 def test_segmentation_on_the_gpu(example):
     small = dict(TILE=128, OVERLAP=16)
     assert "curve.png" in example("segment_mitochondria", *TINY, "--patch", "32", "--no-tta", **small)
 
 
+@pytest.mark.slow
 def test_guided_denoising_on_the_gpu(example):
     sizes = ("--digits", "--ancestral", "--generated", "--sweep", "--known")
     written = example("guided_denoising", "--data", "synthetic", *(x for size in sizes for x in (size, "1")),
@@ -643,6 +648,7 @@ def test_guided_denoising_on_the_gpu(example):
     assert {"eights.png", "forced.png", "samples.png", "metrics.json"} <= set(written)
 
 
+@pytest.mark.slow
 def test_micrographs_on_the_gpu(example, monkeypatch):
     monkeypatch.setattr(importlib.import_module("segment_mitochondria"), "TILE", 256)
     written = example("denoise_micrographs", *TINY, "--sigmas", "50", "--draw", "1", PATCH=32, LARGE=112,
@@ -650,10 +656,12 @@ def test_micrographs_on_the_gpu(example, monkeypatch):
     assert {"curves.png", "section.png", "drawn-large.png", "metrics.json"} <= set(written)
 
 
+@pytest.mark.slow
 def test_quickstart_on_the_gpu(example):
     assert example("quickstart", "--data", "synthetic") == ["denoised.png", "generated.png"]
 
 
+@pytest.mark.slow
 def test_quality_on_the_gpu(cupy, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
