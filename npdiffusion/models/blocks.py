@@ -30,7 +30,7 @@ class NormSiLU(nn.GroupNorm):
     """silu(group_norm(x)·(1 + scale) + shift); see ``functional.group_norm_silu``."""
 
     def forward(self, x, scale_shift=None):
-        return F.group_norm_silu(x, self.num_groups, self.weight, self.bias, scale_shift)
+        return F.group_norm_silu(x, self.num_groups, self.weight, self.bias, scale_shift, self.eps)
 
 
 class ResBlock(nn.Module):
