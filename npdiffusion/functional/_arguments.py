@@ -143,9 +143,9 @@ def of_images(op):
     return of_one_or_many
 
 
-def check_image(op, input):
-    """ValueError unless input is (N, C, H, W), or was (C, H, W)."""
-    check_float(op, input=input)
+def check_image(op, input, **others):
+    """ValueError unless input is (N, C, H, W), or was (C, H, W); and ``check_float``, with others."""
+    check_float(op, input=input, **others)
     if input.ndim != 4:
         raise ValueError(f"{op} expects an input of shape (N, C, H, W) or (C, H, W), got {input.shape}")
 
@@ -162,9 +162,8 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
     Raises ValueError for shapes that do not fit, TypeError for different dtypes.
     """
     transposed = output_padding is not None
-    check_float(op, input=input, weight=weight, bias=bias)
+    check_image(op, input, weight=weight, bias=bias)
     check_not_empty(op, input)
-    check_image(op, input)
     if weight.ndim != 4:
         shape = "(C_in, C_out/groups, kh, kw)" if transposed else "(C_out, C_in/groups, kh, kw)"
         raise ValueError(f"{op} expects a weight of shape {shape}, got {weight.shape}")
