@@ -9,6 +9,7 @@ gradient of the result into the gradients of its inputs. That closure is all the
 """
 
 from contextlib import ContextDecorator
+from operator import attrgetter
 
 import numpy as np
 
@@ -82,9 +83,9 @@ class Tensor:
         self.data = data if device is None else to_device(data, device)
         self.grad, self.requires_grad, self.node = None, requires_grad, None
 
-    shape = property(lambda self: self.data.shape)
-    ndim = property(lambda self: self.data.ndim)
-    dtype = property(lambda self: self.data.dtype)
+    shape = property(attrgetter("data.shape"))
+    ndim = property(attrgetter("data.ndim"))
+    dtype = property(attrgetter("data.dtype"))
     device = property(lambda self: device_of(self.data))
     is_leaf = property(lambda self: self.node is None)
 
