@@ -41,8 +41,7 @@ class Optimizer:
         if device_of(self.rate) != device_of(first) or any(arrays[0].dtype != first.dtype for arrays in state):
             self.rate, self.steps = to_device(self.rate, first), to_device(self.steps, first)
             for name, arrays in zip(self.buffers, state):
-                setattr(self, name, [to_device(a, first).astype(p.dtype, copy=False)
-                                     for a, p in zip(arrays, self.parameters)])
+                setattr(self, name, _brought(arrays, [p.data for p in self.parameters]))
 
     @property
     def lr(self):
@@ -169,8 +168,7 @@ class EMA:
         first = next(iter(state.values()))
         if device_of(self.updates) != device_of(first) or self.weights[next(iter(state))].dtype != first.dtype:
             self.updates = to_device(self.updates, first)
-            self.weights = {name: to_device(s, first).astype(state[name].dtype, copy=False)
-                            for name, s in self.weights.items()}
+            self.weights = dict(zip(state, _brought([self.weights[name] for name in state], state.values())))
         return [self.weights[name] for name in state], list(state.values())
 
     def update(self):
@@ -191,3 +189,8 @@ class EMA:
         self.updates.fill(updates)
         for name, average in self.weights.items():
             average[...] = to_device(weights[name], average)
+
+
+def _brought(arrays, places):
+    """The arrays, each on the device and of the dtype of the one in ``places``."""
+    return [to_device(a, place).astype(place.dtype, copy=False) for a, place in zip(arrays, places)]

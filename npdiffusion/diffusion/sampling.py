@@ -111,18 +111,19 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         raise ValueError(f"method: expected 'one-shot', 'ddim' or 'ancestral', got {method!r}")
     labels = check_labels(labels, model, noisy, guidance_scale)
     x, t = at_level(scheduler, noisy, t, sigma, noise_level)
-    with evaluating(model):
-        if method == "one-shot":
-            x0 = scheduler.predict_original_sample(predict(model, x, t, labels, guidance_scale), t, x)
-        else:
-            kind, most = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, scheduler.num_train_timesteps)
-            levels = np.broadcast_to(t if isinstance(t, int) else to_device(t, "cpu"), len(x))
-            order = np.argsort(-levels, kind="stable")
-            there, back = to_device(order, x), to_device(np.argsort(order), x)
-            steps = steps_down(levels[order], num_inference_steps or most)
-            # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
-            x0 = reverse(model, kind.from_config(scheduler.config), x[there], steps,
-                         None if labels is None else labels[there], guidance_scale, generator, progress)[1][back]
+    if method == "one-shot":
+        with evaluating(model):
+            output = predict(model, x, t, labels, guidance_scale)
+        x0 = scheduler.predict_original_sample(output, t, x)
+    else:
+        kind, most = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, scheduler.num_train_timesteps)
+        levels = np.broadcast_to(t if isinstance(t, int) else to_device(t, "cpu"), len(x))
+        order = np.argsort(-levels, kind="stable")
+        there, back = to_device(order, x), to_device(np.argsort(order), x)
+        steps = steps_down(levels[order], num_inference_steps or most)
+        # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
+        x0 = reverse(model, kind.from_config(scheduler.config), x[there], steps,
+                     None if labels is None else labels[there], guidance_scale, generator, progress)[1][back]
     return x0.clip(-1.0, 1.0)
 
 
@@ -180,8 +181,8 @@ def reverse(model, scheduler, x, steps, labels, guidance_scale, generator, progr
 def one_step(model, scheduler, guidance_scale, x, t, alpha_bar, alpha_bar_prev, labels, noise):
     """x_t -> x_{t-1} and x_0, for pictures at levels t (N,): the network, then the scheduler's formula."""
     shape = len(x), 1, 1, 1
-    epsilon = predict(model, x, t, labels, guidance_scale)
-    return scheduler.reverse_step(epsilon, x, alpha_bar.reshape(shape), alpha_bar_prev.reshape(shape), noise)
+    output = predict(model, x, t, labels, guidance_scale)
+    return scheduler.reverse_step(output, x, alpha_bar.reshape(shape), alpha_bar_prev.reshape(shape), noise)
 
 
 def predict(model, x, t, labels, guidance_scale):

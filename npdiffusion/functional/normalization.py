@@ -74,6 +74,6 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     def backward(g):
         d = g if w is None else g * w
         dx = rstd * (d - d.mean(axes, keepdims=True) - xhat * (d * xhat).mean(axes, keepdims=True))
-        return dx, g * xhat, g
+        return dx, None if w is None else g * xhat, g
 
     return record(y if b is None else y + b, "layer_norm", (input, weight, bias), backward)
