@@ -99,6 +99,40 @@ def test_generate_is_the_written_out_loop():
     assert not model.training  # as it was found
 
 
+@pytest.mark.parametrize("options", [{"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"},
+                                     {"steps_offset": 90}])
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_generate_steps_from_level_to_level(n, options):
+    """DDIM by hand (Song et al. 2021, eq. 12): a pass begins at the level, and with the noise, where the last ended."""
+    scheduler = DDIMScheduler(1000, clip_sample=False, **options)
+    model, a = Perfect(scheduler), np.append(scheduler.alphas_cumprod, 1.0)  # ᾱ_{-1} = 1
+    x = generate(model, scheduler, (2, 1, 4, 4), num_inference_steps=n, generator=rng(), dtype=np.float64)
+    levels, y = [t for _, (t, _), _ in model.calls], rng().standard_normal((2, 1, 4, 4))
+    assert len(levels) == n
+    for t, s in zip(levels, [*levels[1:], -1]):
+        mean = UNLABELLED + S**2 * a[t]**0.5 / variance(a[t]) * (y - a[t]**0.5 * UNLABELLED)
+        y = a[s]**0.5 * mean + (1 - a[s])**0.5 * (y - a[t]**0.5 * mean) / (1 - a[t])**0.5
+    np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9)
+
+
+def test_numpy_s_numbers_are_python_s():
+    scheduler = DDIMScheduler(100, eta=1.0)
+    model, noisy = Perfect(scheduler), data(0, 2)[0]
+    i, f = np.int64, np.float64
+    for dtype in (np.float32, np.float64):
+        found = generate(model, scheduler, np.array([2, 1, 4, 4]), i(1), f(2), i(5), generator=rng(), dtype=dtype)
+        expected = generate(model, scheduler, (2, 1, 4, 4), 1, 2, 5, generator=rng(), dtype=dtype)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, expected)
+    for method in ("one-shot", "ddim", "ancestral"):
+        for t, labels in ((i(60), i(2)), (np.array([7, 60], np.uint8), np.array([2, 0], np.uint8))):
+            found = denoise(model, scheduler, noisy, t, method, i(5), labels, f(2), generator=rng())
+            expected = denoise(model, scheduler, noisy, np.broadcast_to(t, 2).tolist(), method, 5,
+                               np.broadcast_to(labels, 2).tolist(), 2, generator=rng())
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_same_seed_same_pictures():
     scheduler = DDPMScheduler(50)
     model = Perfect(scheduler)
@@ -378,6 +412,8 @@ def test_the_model_s_mode_returns_after_an_error():
     ({"t": [1, 2, 3]}, ValueError, "one for each sample"),
     ({"method": "fast"}, ValueError, "expected 'one-shot', 'ddim' or 'ancestral', got 'fast'"),
     ({"num_inference_steps": 0}, ValueError, "num_inference_steps: expected at least 1"),
+    ({"num_inference_steps": 3.0}, TypeError, "integer"),
+    ({"labels": True}, ValueError, "integer.* got bool"),
     ({"labels": 3}, ValueError, "labels: expected 0 to 2, got 3"),
     ({"labels": [0, -1]}, ValueError, r"labels: expected 0 to 2, got \[ 0 -1\]"),
     ({"labels": [0, 1, 2]}, ValueError, r"2 integers, .* of shape \(3,\)"),

@@ -32,7 +32,7 @@ def check_like(x, name, sample):
 
 
 def check_timesteps(t, n_samples, n_train):
-    """t as an int, or as an array of n_samples integers; raise unless it lies in 0 … n_train - 1
+    """t as an int, or as an int64 array of n_samples; raise unless it lies in 0 … n_train - 1
     (the values of an array on a device are not looked at: that would wait for the device)."""
     t = np.asarray(t) if isinstance(t, (list, tuple)) else t
     if getattr(t, "ndim", 0) == 0:
@@ -48,13 +48,14 @@ def check_timesteps(t, n_samples, n_train):
     if low < 0 or high >= n_train:
         raise ValueError(f"timesteps: expected 0 to {n_train - 1}, got {low if low < 0 else high}; "
                          f"this scheduler has num_train_timesteps={n_train}")
-    return t
+    return t if isinstance(t, int) else t.astype(np.int64, copy=False)  # of unsigned ones -t would be wrong
 
 
 def check_shape(shape):
-    """Raise ValueError unless shape is (N, C, H, W), all positive."""
+    """shape as a tuple of Python's integers; raise ValueError unless it is (N, C, H, W), all positive."""
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"expected images of shape (N, C, H, W), none of them 0, got {tuple(shape)}")
+    return tuple(map(operator.index, shape))
 
 
 def check_labels(labels, model, x, guidance_scale):
@@ -65,7 +66,7 @@ def check_labels(labels, model, x, guidance_scale):
         return None
     if model.num_classes is None:
         raise ValueError("labels: this model has no classes; pass labels=None")
-    labels = np.asarray(labels) if isinstance(labels, (int, list, tuple)) else labels
+    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     if labels.dtype.kind not in "iu" or labels.shape not in ((), (len(x),)):
         raise ValueError(f"labels: expected an integer or {len(x)} integers, one for each picture, "
                          f"got {labels.dtype} of shape {labels.shape}")

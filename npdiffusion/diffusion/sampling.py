@@ -6,6 +6,7 @@ leave the model's mode, the scheduler's timesteps and their inputs as they were.
 
 import copy
 import functools
+import operator
 from contextlib import contextmanager
 
 import numpy as np
@@ -44,8 +45,8 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     Returns an array of the given shape on the model's device (``npdiffusion.to_device(x, "cpu")`` brings it back),
     x_0 as the last step left it (within ±clip_sample_range if the scheduler clips and adds no noise at the end).
     """
-    check_shape(shape)
-    x = standard_normal(tuple(shape), dtype, generator, getattr(model, "device", "cpu"))
+    x = standard_normal(check_shape(shape), dtype, generator, getattr(model, "device", "cpu"))
+    guidance_scale = float(guidance_scale)  # NumPy's float64 would make float64 of all
     labels = check_labels(labels, model, x, guidance_scale)
     walk = copy.copy(scheduler)  # the caller's keeps its timesteps
     if num_inference_steps is not None:
@@ -105,10 +106,11 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
     check_shape(noisy.shape)
     if not array_module(noisy).isfinite(noisy).all():
         raise ValueError("noisy: expected finite values, got NaN or infinity; clean the images first")
-    if num_inference_steps is not None and num_inference_steps < 1:
+    if num_inference_steps is not None and operator.index(num_inference_steps) < 1:
         raise ValueError(f"num_inference_steps: expected at least 1, got {num_inference_steps}")
     if method not in ("one-shot", "ddim", "ancestral"):
         raise ValueError(f"method: expected 'one-shot', 'ddim' or 'ancestral', got {method!r}")
+    guidance_scale = float(guidance_scale)
     labels = check_labels(labels, model, noisy, guidance_scale)
     x, t = at_level(scheduler, noisy, t, sigma, noise_level)
     if method == "one-shot":

@@ -2,7 +2,8 @@
 
 Symbols are the papers': x_0 a clean sample, ε ~ N(0, I), β_t the variance added at step t, α_t = 1 - β_t,
 ᾱ_t = α_0 ⋯ α_t, and x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε. Steps count from t = 0 (nearly clean) to T - 1 (noise);
-before t = 0 comes x_0 itself, with ᾱ = 1. Names and behaviour are those of diffusers.
+before t = 0 comes x_0 itself, with ᾱ = 1. Names and behaviour are those of diffusers, but for where a DDIM step
+arrives (``previous_timestep``).
 
 Tables are float64; each coefficient is cast last, so float32 samples stay float32.
 """
@@ -79,11 +80,17 @@ class _Scheduler:
     steps_offset: int = 0
 
     def __post_init__(self):
+        for field in fields(self):  # NumPy's numbers become Python's, so that JSON can hold ``config``
+            value, kind = getattr(self, field.name), field.type
+            try:
+                setattr(self, field.name, operator.index(value) if kind is int else kind(value))
+            except (TypeError, ValueError):
+                raise ValueError(f"{field.name}: expected {kind.__name__}, got {value!r}") from None
         self._check_choice("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
         self._check_choice("prediction_type", "epsilon", "sample", "v_prediction")
         self._check_choice("timestep_spacing", "leading", "trailing", "linspace")
-        if not isinstance(self.num_train_timesteps, int) or self.num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps: expected an int >= 1, got {self.num_train_timesteps!r}")
+        if self.num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps: expected an int >= 1, got {self.num_train_timesteps}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError("expected 0 < beta_start <= beta_end < 1, "
                              f"got {self.beta_start} and {self.beta_end}")
@@ -124,7 +131,8 @@ class _Scheduler:
         if (n is None) == (timesteps is None):
             raise ValueError("set_timesteps: expected either num_inference_steps or timesteps")
         if n is not None:
-            if not 1 <= operator.index(n) <= n_train:
+            n = operator.index(n)
+            if not 1 <= n <= n_train:
                 raise ValueError(f"num_inference_steps: expected 1 to {n_train}, got {n}")
             if self.timestep_spacing == "leading":
                 timesteps = np.arange(n)[::-1] * (n_train // n) + self.steps_offset
@@ -138,8 +146,12 @@ class _Scheduler:
         self.timesteps, self.num_inference_steps = timesteps, n
 
     def previous_timestep(self, t):
-        """The level that a step from t arrives at: the next of ``timesteps``, or -1 (x_0) after the last."""
-        index = np.flatnonzero(self.timesteps == t)
+        """The level that a step from t arrives at: the next of ``timesteps``, or -1 (x_0) after the last.
+
+        diffusers' DDIM steps to t - ⌊T/n⌋ instead, where the next step may not begin: of 1000 levels, linspace in 10
+        steps, from 999 to 899, and on from 888. Both agree for leading spacing, and for trailing when n divides T.
+        """
+        index = np.flatnonzero(self.timesteps == operator.index(t))
         if len(index) == 0:
             raise ValueError(f"timestep {t} is not in scheduler.timesteps; choose them with set_timesteps")
         return int(self.timesteps[index[0] + 1]) if index[0] + 1 < len(self.timesteps) else -1
@@ -283,15 +295,6 @@ class DDIMScheduler(_Scheduler):
             raise ValueError(f"eta: expected 0 (deterministic) to 1 (DDPM's noise), got {self.eta}")
         if not self.set_alpha_to_one:
             self.final_alpha_cumprod = float(self.alphas_cumprod[0])
-
-    def previous_timestep(self, t):
-        """t - ⌊T/n⌋ after set_timesteps(n), as in diffusers; the next of ``timesteps`` if you gave your own.
-
-        Both agree for leading spacing, and for trailing when n divides T.
-        """
-        if self.num_inference_steps is None:
-            return super().previous_timestep(t)
-        return int(t) - self.num_train_timesteps // self.num_inference_steps
 
     @property
     def stochastic(self):

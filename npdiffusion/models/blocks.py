@@ -1,17 +1,29 @@
 """What several networks are made of, and the checks that they share."""
 
+import operator
+
 from .. import functional as F
 from .. import nn
 
-__all__ = ["GROUPS", "NormSiLU", "ResBlock", "check_channels", "check_shape", "conv_pairs"]
+__all__ = ["GROUPS", "NormSiLU", "ResBlock", "check_channels", "check_shape", "check_sizes", "conv_pairs"]
 
 GROUPS = 8  # of channels, in every group norm
 
 
+def check_sizes(network, **sizes):
+    """The sizes (None is allowed) as Python's integers, which JSON can hold; ValueError below 1."""
+    for name, n in sizes.items():
+        if n is not None and operator.index(n) < 1:
+            raise ValueError(f"{network}: {name} must be at least 1, got {n}")
+    return [None if n is None else operator.index(n) for n in sizes.values()]
+
+
 def check_channels(network, channels):
-    """ValueError unless the channels can be normalised in groups."""
-    if not channels or any(c % GROUPS for c in channels):
+    """The channels as a tuple of Python's integers; ValueError unless they can be normalised in groups."""
+    channels = tuple(map(operator.index, channels))
+    if not channels or any(c < 1 or c % GROUPS for c in channels):
         raise ValueError(f"{network}: channels must be multiples of {GROUPS}, got {channels}")
+    return channels
 
 
 def check_shape(network, x, *sizes):

@@ -2,7 +2,7 @@
 
 from .. import functional as F
 from .. import nn
-from .blocks import GROUPS, NormSiLU, check_channels, check_shape, conv_pairs
+from .blocks import GROUPS, NormSiLU, check_channels, check_shape, check_sizes, conv_pairs
 
 __all__ = ["Classifier"]
 
@@ -19,10 +19,10 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, num_classes=10, in_channels=1, channels=(32, 64, 128), dropout=0.0):
-        channels = tuple(channels)
+        channels, dropout = check_channels("Classifier", channels), float(dropout)
+        num_classes, in_channels = check_sizes("Classifier", num_classes=num_classes, in_channels=in_channels)
         self.config = dict(num_classes=num_classes, in_channels=in_channels, channels=channels, dropout=dropout)
         self.num_classes = num_classes
-        check_channels("Classifier", channels)
         self.convs = conv_pairs(in_channels, channels)
         self.norms = nn.ModuleList(NormSiLU(GROUPS, c) for c in channels for _ in range(2))
         self.dropout = nn.Dropout(dropout)

@@ -1,5 +1,7 @@
 """One UNet for all jobs: denoising with time and class, segmentation without."""
 
+import operator
+
 import numpy as np
 
 from .. import functional as F
@@ -7,7 +9,7 @@ from .. import nn
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor
-from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape
+from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape, check_sizes
 
 __all__ = ["UNet", "timestep_embedding"]
 
@@ -75,10 +77,12 @@ class UNet(nn.Module):
 
     def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
                  num_classes=None, dropout=0.0):
-        channels, attention = tuple(channels), tuple(attention)
+        channels, attention = check_channels("UNet", channels), tuple(map(operator.index, attention))
+        in_channels, out_channels, blocks, num_classes = check_sizes(
+            "UNet", in_channels=in_channels, out_channels=out_channels, blocks=blocks, num_classes=num_classes)
+        time, dropout = bool(time), float(dropout)
         self.config = dict(in_channels=in_channels, out_channels=out_channels, channels=channels, blocks=blocks,
                            attention=attention, time=time, num_classes=num_classes, dropout=dropout)
-        check_channels("UNet", channels)
         if any(not 0 <= i < len(channels) or channels[i] % HEAD for i in attention):
             raise ValueError(f"UNet: attention lists levels 0 to {len(channels) - 1} whose channels divide by {HEAD}, "
                              f"got {attention} with channels {channels}")
@@ -136,7 +140,7 @@ class UNet(nn.Module):
         if x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(f"UNet with {len(self.down)} halvings expects sides that divide by {factor}, got "
                              f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
-        if (t is not None) != bool(self.time):
+        if (t is not None) != self.time:
             raise ValueError("this UNet was built with time=True and needs t" if self.time else
                              "this UNet was built with time=False and takes no t")
         if labels is not None and self.num_classes is None:

@@ -7,7 +7,7 @@ from .. import nn
 from ..device import to_device
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
-from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape
+from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape, check_sizes
 
 __all__ = ["VAE", "bernoulli_nll", "gaussian_kl", "vae_loss"]
 
@@ -54,11 +54,10 @@ class VAE(nn.Module):
     """
 
     def __init__(self, latent=20, channels=(32, 64), hidden=256, in_channels=1, size=32):
-        channels = tuple(channels)
+        latent, hidden, in_channels, size = check_sizes("VAE", latent=latent, hidden=hidden, in_channels=in_channels,
+                                                        size=size)
+        channels = check_channels("VAE", channels)
         self.config = dict(latent=latent, channels=channels, hidden=hidden, in_channels=in_channels, size=size)
-        if latent < 1 or hidden < 1:
-            raise ValueError(f"VAE: latent and hidden must be at least 1, got {latent} and {hidden}")
-        check_channels("VAE", channels)
         if size % 2 ** len(channels):
             raise ValueError(f"VAE with {len(channels)} halvings expects a size that divides by {2 ** len(channels)}, "
                              f"got {size}")
