@@ -2,12 +2,53 @@
 
 import argparse
 import json
-from contextlib import contextmanager
+import math
+import sys
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
-import npdiffusion  # first: it chooses NumPy's BLAS kernels
-from npdiffusion import Tensor
-from npdiffusion.files import atomic_write
+
+def told_plainly(kind, error, traceback):
+    """Ctrl-C, missing data, bad files and bad values end a program with one line; all else as Python has it."""
+    script = Path(sys.argv[0]).name
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{script}: stopped", file=sys.stderr)
+        raise SystemExit(130)  # as shells have it
+    if issubclass(kind, (KeyError, MemoryError, OSError, ValueError)):
+        print(f"{script}: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = told_plainly  # before the imports, which take a second
+
+import npdiffusion  # noqa: E402 - first: it chooses NumPy's BLAS kernels
+from npdiffusion import Tensor  # noqa: E402
+from npdiffusion.files import atomic_write  # noqa: E402
+from npdiffusion.models import load_model, pretrained  # noqa: E402
+
+
+def option(kind, expected, fits):
+    """An argparse type: numbers of that kind (int, float) that ``fits``; the message says what was ``expected``."""
+    def convert(text):
+        if not fits(kind(text)):
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text}")
+        return kind(text)
+
+    convert.__name__ = kind.__name__  # which argparse tells of what is no number
+    return convert
+
+
+def integer(least, most=math.inf):
+    """The argparse type of integers from ``least`` to ``most``."""
+    expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+    return option(int, expected, lambda n: least <= n <= most)
+
+
+above_0 = option(float, "a number above 0", lambda x: 0 < x < math.inf)
+at_least_0 = option(float, "a number of at least 0", lambda x: 0 <= x < math.inf)
+below_1 = option(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 def parser_for(doc, name, data=("mnist", "synthetic"), trains=True):
@@ -20,57 +61,74 @@ def parser_for(doc, name, data=("mnist", "synthetic"), trains=True):
                         help="smoke: seconds, to see that it runs; cpu: minutes on 2 cores; long: the best results. "
                              "Options you give yourself come before the preset's")
     parser.add_argument("--data", default=data[0], choices=data)
-    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="directory for all that is written")
     parser.add_argument("--resume", action="store_true", help="go on from what --out holds")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="default: all cores")
-    add_device(parser)
+    parser.add_argument("--threads", type=integer(1), help="default: all cores")
+    add_common(parser, name)
     if trains:
-        parser.add_argument("--steps", type=int, help="training steps in all")
-        parser.add_argument("--batch-size", type=int)
-        parser.add_argument("--channels", type=int, nargs="+", help="for each resolution, from the largest down")
-        parser.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints")
+        parser.add_argument("--steps", type=integer(1), help="training steps in all")
+        parser.add_argument("--batch-size", type=integer(1))
+        parser.add_argument("--channels", type=integer(1), nargs="+", help="for each resolution, from the largest down")
+        parser.add_argument("--save-minutes", type=at_least_0, default=5.0, help="time between checkpoints")
         parser.add_argument("--cuda-graph", action="store_true",
                             help="with --device cuda: record a training step as a CUDA graph, and replay it")
     return parser
 
 
-def add_device(parser):
-    """The option --device."""
+def add_common(parser, name):
+    """The options --out, --seed and --device."""
     def device(name):
         try:
             return Tensor(0.0, device=name).device
         except (RuntimeError, ValueError) as error:  # no GPU, or no such name
             raise argparse.ArgumentTypeError(str(error)) from error
 
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="directory for all that is written")
+    parser.add_argument("--seed", type=integer(0), default=0)
     parser.add_argument("--device", type=device, default="cpu",
                         help="cpu (the default), or cuda: an NVIDIA GPU, which needs pip install 'npdiffusion[cuda]'")
 
 
-def parse(parser, presets):
+def parse(parser, presets=None):
     """The arguments, where those not given take the value that ``presets[preset]`` ({option: value}) has for them.
 
-    Seeds the library's generator with --seed, too.
+    Seeds the library's generator with --seed, too, and makes sure that --out can be written to.
     """
-    preset = parser.parse_known_args()[0].preset
-    parser.set_defaults(**presets[preset])
+    if presets:
+        parser.set_defaults(**presets[parser.parse_known_args()[0].preset])
     args = parser.parse_args()
-    for name, value in vars(args).items():
-        if name in ("steps", "batch_size", "threads") and value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    try:
+        check_writable(args.out)
+    except OSError as error:
+        parser.error(f"argument --out: nothing can be written to {args.out} ({error.strerror}); choose another")
     npdiffusion.manual_seed(args.seed)
-    if args.threads:
+    if getattr(args, "threads", None):
         npdiffusion.set_num_threads(args.threads)
     return args
 
 
-@contextmanager
-def told_plainly(script):
-    """Context in which missing data, bad files and bad values end the program with their message alone."""
+def check_writable(out):
+    """OSError unless files can be made in the directory ``out``; one that is not there yet is made and removed."""
+    missing = [path for path in (out, *out.parents) if not path.exists()]
     try:
-        yield
-    except (KeyError, OSError, ValueError) as error:
-        raise SystemExit(f"{script}: {error}") from error
+        out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=out).close()
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def load_network(path, name, kind, **config):
+    """The network in the file ``path``, or if that is None the pretrained one of that name.
+
+    Raises ValueError unless it is of that kind, and its ``config`` has these values; OSError if there is no such file.
+    """
+    model = load_model(path) if path else pretrained(name)
+    if not isinstance(model, kind) or any(model.config[key] != value for key, value in config.items()):
+        expected, got = (f"{cls.__name__}({', '.join(f'{key}={value}' for key, value in settings.items())})"
+                         for cls, settings in ((kind, config), (type(model), model.config)))
+        raise ValueError(f"{path or name} holds a network for another task: expected {expected}, got {got}")
+    return model
 
 
 def settings_of(args):

@@ -20,7 +20,7 @@ all that the noise could hide, and "sampled" one such picture, by 20 DDIM steps)
 drawn-large.png, model.safetensors, checkpoint.safetensors, log.csv and loss.png.
 """
 
-from command_line import parse, parser_for, settings_of, told_plainly, write_metrics
+from command_line import above_0, integer, load_network, parse, parser_for, settings_of, write_metrics
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from npdiffusion.data import load_micrographs
 from npdiffusion.diffusion import DDPMScheduler, denoise, generate
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr, segmentation_scores, ssim
-from npdiffusion.models import UNet, load_model, pretrained
+from npdiffusion.models import UNet, pretrained
 from npdiffusion.tiling import predict_tiled
 from npdiffusion.training import Training
 
@@ -54,14 +54,12 @@ def arguments():
     parser.add_argument("--evaluate", action="store_true", help="no training: judge the network in examples/weights")
     parser.add_argument("--segmenter", type=Path, metavar="FILE",
                         help="a model.safetensors of segment_mitochondria.py; default: the one in weights/")
-    parser.add_argument("--sigmas", type=int, nargs="+", help="levels of noise to remove, in grey levels")
-    parser.add_argument("--draw", type=int, help="number of patches to draw")
-    parser.add_argument("--draw-steps", type=int, help="steps from noise to patch")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    args = parse(parser, PRESETS)
-    if min(*args.sigmas, args.draw, args.draw_steps) < 1:
-        parser.error("--sigmas, --draw and --draw-steps must be at least 1")
-    return args
+    parser.add_argument("--sigmas", type=integer(1, int(127.5 * SCHEDULER.sigmas[-1])), nargs="+",
+                        help="levels of noise to remove, in grey levels")
+    parser.add_argument("--draw", type=integer(1), help="number of patches to draw")
+    parser.add_argument("--draw-steps", type=integer(1, 1024), help="steps from noise to patch")
+    parser.add_argument("--lr", type=above_0, default=1e-3)
+    return parse(parser, PRESETS)
 
 
 def pooled(images):
@@ -138,6 +136,17 @@ def all_methods(model, train, test, sigmas):
             chosen.setdefault(name, {})[sigma] = best
         results[NETWORK][sigma] = restored(model, noisy, sigma)
     return results, chosen
+
+
+def segmenter(args):
+    """The segmentation network, or None without a checkout, where none comes along."""
+    try:
+        return load_network(args.segmenter, "sstem-mitochondria", UNet, in_channels=16, out_channels=16, time=False,
+                            num_classes=None).to(args.device)
+    except ValueError as error:
+        if args.segmenter:
+            raise
+        print(f"no segmentation ({error})")
 
 
 def segmented(network, pictures):
@@ -268,12 +277,8 @@ def evaluate(model, train, test, labelled, args):
     save_figure(denoised_figure(results, test), args.out / "denoised.png")
     save_figure(methods_figure(model, results, test), args.out / "methods.png")
 
-    masks, sigma = {}, args.sigmas[len(args.sigmas) // 2]
-    try:
-        network = (load_model(args.segmenter) if args.segmenter else pretrained("sstem-mitochondria")).to(args.device)
-    except ValueError as error:
-        print(f"no segmentation ({error})")
-    else:
+    masks, sigma, network = {}, args.sigmas[len(args.sigmas) // 2], segmenter(args)
+    if network is not None:
         labelled = labelled[:, :2 * test.shape[2], :2 * test.shape[3]]
         found = {method: {sigma: segmented(network, pictures) for sigma, pictures in by_sigma.items()}
                  for method, by_sigma in results.items()}
@@ -309,40 +314,40 @@ def evaluate(model, train, test, labelled, args):
 
 def main():
     args = arguments()
-    with told_plainly("denoise_micrographs.py"):
-        train_set, test_set = load_micrographs(args.data)
-        train, test = pooled(train_set.images), pooled(test_set.images)
-        if args.evaluate:
-            model = pretrained("sstem-ddpm").to(args.device)
-            return write_metrics(args.out, evaluate(model, train, test, test_set.masks, args))
-        patches = windows(train, STRIDE)
-        grid = patches.shape[0], *patches.shape[2:4]
-        model = UNet(channels=args.channels).to(args.device)
-        settings = {k: v for k, v in settings_of(args).items()
-                    if k in ("data", "seed", "steps", "batch_size", "lr", "channels")}
-        run = Training(model, int(np.prod(grid)), settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr)
-        print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {np.prod(grid)} patches")
+    train_set, test_set = load_micrographs(args.data)
+    train, test = pooled(train_set.images), pooled(test_set.images)
+    if args.evaluate:
+        model = pretrained("sstem-ddpm").to(args.device)
+        return write_metrics(args.out, evaluate(model, train, test, test_set.masks, args))
+    segmenter(args)  # one that does not do shows before the training
+    patches = windows(train, STRIDE)
+    grid = patches.shape[0], *patches.shape[2:4]
+    model = UNet(channels=args.channels).to(args.device)
+    settings = {k: v for k, v in settings_of(args).items()
+                if k in ("data", "seed", "steps", "batch_size", "lr", "channels")}
+    run = Training(model, int(np.prod(grid)), settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {np.prod(grid)} patches")
 
-        def batch(index):
-            section, row, column = np.unravel_index(index, grid)
-            x0 = turned(patches[section, :, row, column], run.rng.integers(8, size=len(index)))
-            return x0, run.rng.integers(0, SCHEDULER.num_train_timesteps, len(index))
+    def batch(index):
+        section, row, column = np.unravel_index(index, grid)
+        x0 = turned(patches[section, :, row, column], run.rng.integers(8, size=len(index)))
+        return x0, run.rng.integers(0, SCHEDULER.num_train_timesteps, len(index))
 
-        def loss(x0, t):
-            noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
-            v = SCHEDULER.get_velocity(x0, noise, t)
-            return F.mse_loss(model(Tensor(SCHEDULER.add_noise(x0, noise, t)), t), Tensor(v))
+    def loss(x0, t):
+        noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
+        v = SCHEDULER.get_velocity(x0, noise, t)
+        return F.mse_loss(model(Tensor(SCHEDULER.add_noise(x0, noise, t)), t), Tensor(v))
 
-        centre = test[:, :, test.shape[2] // 4:test.shape[2] // 2, test.shape[3] // 4:test.shape[3] // 2]
+    centre = test[:, :, test.shape[2] // 4:test.shape[2] // 2, test.shape[3] // 4:test.shape[3] // 2]
 
-        def report(run):
-            result = restored(model, noisy_version(centre, 50), 50)
-            run.history.append({"minutes": run.seconds / 60, "psnr_50": float(psnr(result, centre).mean())})
+    def report(run):
+        result = restored(model, noisy_version(centre, 50), 50)
+        run.history.append({"minutes": run.seconds / 60, "psnr_50": float(psnr(result, centre).mean())})
 
-        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
-                save_minutes=args.save_minutes, report=report, title="DDPM on micrographs")
-        with run.averaged():
-            scores = evaluate(model, train, test, test_set.masks, args)
+    run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+            save_minutes=args.save_minutes, report=report, title="DDPM on micrographs")
+    with run.averaged():
+        scores = evaluate(model, train, test, test_set.masks, args)
     write_metrics(args.out, {**scores, "minutes": run.seconds / 60, "history": run.history})
 
 

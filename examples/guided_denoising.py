@@ -21,7 +21,7 @@ import math
 import zlib
 from pathlib import Path
 
-from command_line import parse, parser_for, settings_of, told_plainly, write_metrics
+from command_line import above_0, integer, load_network, parse, parser_for, settings_of, write_metrics
 from train_classifier import predictions
 
 import numpy as np
@@ -35,7 +35,7 @@ from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generat
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.metrics import psnr
-from npdiffusion.models import Classifier, UNet, load_model, pretrained
+from npdiffusion.models import Classifier, UNet
 
 LEVELS = (100, 200, 300, 400, 500, 600)
 SAMPLERS = ("one-shot", "ddim", "ancestral")
@@ -56,22 +56,17 @@ def arguments():
     parser = parser_for(__doc__, "guided", trains=False)
     parser.add_argument("--model", type=Path, help="weights of a class-conditional UNet instead of the package's own")
     parser.add_argument("--classifier", type=Path, help="weights of a classifier instead of the package's own")
-    parser.add_argument("--guidance", type=float, default=3.0, help="scale s of the guidance by the true label")
+    parser.add_argument("--guidance", type=above_0, default=3.0, help="scale s of the guidance by the true label")
     parser.add_argument("--digit", type=int, default=8, choices=range(10), help="the class that the pictures show")
-    parser.add_argument("--digits", type=int, help="number of test digits for one-shot and DDIM")
-    parser.add_argument("--ancestral", type=int, help="number of test digits for ancestral sampling, which is slow")
-    parser.add_argument("--generated", type=int, help="number of digits drawn from pure noise")
-    parser.add_argument("--sweep", type=int, help="number of training digits for the choice of s")
-    parser.add_argument("--known", type=int, help="number of training digits that the exact posterior knows")
-    parser.add_argument("--steps", type=int, help="of DDIM")
-    parser.add_argument("--ancestral-steps", type=int, help="evenly spaced levels from t down")
-    args = parse(parser, PRESETS)
-    if not 0 < args.guidance < math.inf:
-        parser.error(f"--guidance must be a number above 0, got {args.guidance}")
-    for name in ("digits", "ancestral", "generated", "sweep", "known", "ancestral_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    return args
+    parser.add_argument("--digits", type=integer(1), help="number of test digits for one-shot and DDIM")
+    parser.add_argument("--ancestral", type=integer(1),
+                        help="number of test digits for ancestral sampling, which is slow")
+    parser.add_argument("--generated", type=integer(1), help="number of digits drawn from pure noise")
+    parser.add_argument("--sweep", type=integer(1), help="number of training digits for the choice of s")
+    parser.add_argument("--known", type=integer(1), help="number of training digits that the exact posterior knows")
+    parser.add_argument("--steps", type=integer(1, 1024), help="of DDIM")
+    parser.add_argument("--ancestral-steps", type=integer(1), help="evenly spaced levels from t down")
+    return parse(parser, PRESETS)
 
 
 class Measurements(dict):
@@ -294,36 +289,30 @@ def samples_figure(model, scheduler, args):
 
 def main():
     args = arguments()
-    with told_plainly("guided_denoising.py"):
-        model = load_model(args.model) if args.model else pretrained("mnist-ddpm")
-        judge = load_model(args.classifier) if args.classifier else pretrained("mnist-classifier")
-        for network, kind in ((model, UNet), (judge, Classifier)):
-            if not isinstance(network, kind) or network.num_classes != 10:
-                raise ValueError(f"expected a {kind.__name__} of 10 classes, got a {type(network).__name__} of "
-                                 f"{network.num_classes}")
-        weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
-        model.to(args.device), judge.to(args.device)
-        settings = settings_of(args) | {"weights": weights, "digit": None}  # only the pictures depend on --digit
-        found = Measurements(args.out / "measurements.json", settings, args.resume)
-        train, test = load_digits(args.data, "train"), load_digits(args.data, "test")
-        scheduler = DDPMScheduler()
-        measure(found, args, model, judge, scheduler, train, test)
-        metrics = metrics_of(found, args.guidance)
-        write_metrics(args.out, metrics)
-        kinds = {f"{name}, t = {TELLING}: {100 * metrics['identity'][kind][TELLING]:.1f} %":
-                 found[f"{BEST} {kind} {TELLING}"]["confusion"]
-                 for kind, name in (("none", "without a label"), ("true", "with the true label"))}
-        for name, figure in {"identity": identity_figure(metrics),
-                             "confusion": confusion_figure(kinds),
-                             "guidance": guidance_figure(found, args),
-                             "eights": eights_figure(model, judge, scheduler, test, args),
-                             "forced": forced_figure(model, scheduler, test, args),
-                             "samples": samples_figure(model, scheduler, args)}.items():
-            save_figure(figure, args.out / f"{name}.png")
+    model = load_network(args.model, "mnist-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=10)
+    judge = load_network(args.classifier, "mnist-classifier", Classifier, in_channels=1, num_classes=10)
+    weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
+    model.to(args.device), judge.to(args.device)
+    settings = settings_of(args) | {"weights": weights, "digit": None}  # only the pictures depend on --digit
+    found = Measurements(args.out / "measurements.json", settings, args.resume)
+    train, test = load_digits(args.data, "train"), load_digits(args.data, "test")
+    if args.sweep > len(train):
+        raise ValueError(f"--sweep {args.sweep}: there are {len(train)} training digits")
+    scheduler = DDPMScheduler()
+    measure(found, args, model, judge, scheduler, train, test)
+    metrics = metrics_of(found, args.guidance)
+    write_metrics(args.out, metrics)
+    kinds = {f"{name}, t = {TELLING}: {100 * metrics['identity'][kind][TELLING]:.1f} %":
+             found[f"{BEST} {kind} {TELLING}"]["confusion"]
+             for kind, name in (("none", "without a label"), ("true", "with the true label"))}
+    for name, figure in {"identity": identity_figure(metrics),
+                         "confusion": confusion_figure(kinds),
+                         "guidance": guidance_figure(found, args),
+                         "eights": eights_figure(model, judge, scheduler, test, args),
+                         "forced": forced_figure(model, scheduler, test, args),
+                         "samples": samples_figure(model, scheduler, args)}.items():
+        save_figure(figure, args.out / f"{name}.png")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; what has been measured is kept: go on with --resume") from None
+    main()

@@ -11,7 +11,7 @@ import math
 import time
 from pathlib import Path
 
-from command_line import add_device
+from command_line import add_common, integer, load_network, parse
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
@@ -20,7 +20,7 @@ from npdiffusion.data import DataNotFoundError, load_digits, load_picture
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
-from npdiffusion.models import load_model, pretrained
+from npdiffusion.models import UNet, pretrained
 
 LEVELS = (100, 200, 300, 400, 500, 600)
 
@@ -28,16 +28,11 @@ LEVELS = (100, 200, 300, 400, 500, 600)
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, help="a picture of a digit to clean")
-    parser.add_argument("--level", type=int, help="noise level of --image, 0 to 1023 (default: estimated)")
+    parser.add_argument("--level", type=integer(0, 1023), help="noise level of --image, 0 to 1023 (default: estimated)")
     parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"], help="digits to clean")
     parser.add_argument("--model", type=Path, help="weights to use instead of the package's own")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--seed", type=int, default=0)
-    add_device(parser)
-    args = parser.parse_args()
-    if args.level is not None and not 0 <= args.level < 1024:
-        parser.error(f"--level must lie in 0 to 1023, got {args.level}")
-    return args
+    add_common(parser, "quickstart")
+    return parse(parser)
 
 
 def draw_digits(model, scheduler, out):
@@ -88,11 +83,9 @@ def main():
     args = arguments()
     start = time.perf_counter()
     rng = npdiffusion.manual_seed(args.seed)
-    try:
-        model = (load_model(args.model) if args.model else pretrained("mnist-ddpm")).to(args.device)
-        picture, done = load_picture(args.image) if args.image else (None, [])
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"quickstart.py: {error}")
+    model = load_network(args.model, "mnist-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=10)
+    model.to(args.device)
+    picture, done = load_picture(args.image) if args.image else (None, [])
     scheduler = DDPMScheduler()
 
     print("Drawing 60 new digits from pure noise: 40 DDIM steps")

@@ -17,7 +17,7 @@ minutes of training), model.safetensors, checkpoint.safetensors, log.csv and los
 NAME-mask.png (0 or 255) and NAME-overlay.png.
 """
 
-from command_line import parse, parser_for, settings_of, told_plainly, write_metrics
+from command_line import above_0, integer, load_network, parse, parser_for, settings_of, write_metrics
 
 import argparse
 from pathlib import Path
@@ -30,7 +30,7 @@ from npdiffusion.data import Micrographs, load_micrographs, load_pairs, read_mic
 from npdiffusion.figures import save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.metrics import segmentation_scores
-from npdiffusion.models import UNet, load_model, pretrained
+from npdiffusion.models import UNet
 from npdiffusion.tiling import predict_tiled
 from npdiffusion.training import Training
 
@@ -52,14 +52,16 @@ def arguments():
                         help="for --predict; default: model.safetensors in --out, or else the one that comes along")
     parser.add_argument("--tta", action=argparse.BooleanOptionalAction, default=True,
                         help="average the predictions for the picture turned and mirrored in 8 ways")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--patch", type=int, help="side in pixels of what the network trains on")
+    parser.add_argument("--lr", type=above_0, default=2e-3)
+    parser.add_argument("--patch", type=integer(1), help="side in pixels of what the network trains on")
     args = parse(parser, PRESETS)
     halved = FOLD * 2 ** (len(args.channels) - 1)
     if args.patch < halved or args.patch % halved:
         parser.error(f"--patch must be a multiple of {halved} for {len(args.channels)} resolutions, got {args.patch}")
     if (args.images is None) != (args.masks is None):
         parser.error("--images and --masks go together")
+    if args.model and not args.predict:
+        parser.error("--model goes with --predict")
     return args
 
 
@@ -68,6 +70,9 @@ def load(args):
     if args.images is None:
         return load_micrographs(args.data)
     data = load_pairs(args.images, args.masks)
+    if data.masks.mean() > 0.95 or all(np.unique(image).size <= 2 for image in data.images):
+        raise ValueError(f"the pictures in {args.images} look like masks, or those in {args.masks} like pictures: "
+                         "have you exchanged --images and --masks?")
     if len(data) < 2:
         raise ValueError(f"{args.images} has one picture; at least two are needed, one to train and one to test")
     first = len(data) - max(1, len(data) // 5)
@@ -146,8 +151,8 @@ def segmentation_figure(image, labelled, predicted):
 
     wrong = labelled != predicted
     side = min(image.shape) // 3
-    corners = [(y, x) for y in range(0, image.shape[0] - side + 1, side // 4)
-               for x in range(0, image.shape[1] - side + 1, side // 4)]
+    corners = [(y, x) for y in range(0, image.shape[0] - side + 1, side // 4 or 1)
+               for x in range(0, image.shape[1] - side + 1, side // 4 or 1)]
     y, x = max(corners, key=lambda c: wrong[c[0]:c[0] + side, c[1]:c[1] + side].sum())
     errors = [(labelled & predicted, FOUND), (labelled & ~predicted, MISSED), (predicted & ~labelled, INVENTED)]
     pictures = {"original": coloured(image, []), "labelled": coloured(image, [(labelled, FOUND)]),
@@ -187,10 +192,10 @@ def curve_figure(history, scores):
 def segment(args):
     """--predict: one micrograph, by a trained network."""
     image = read_micrograph(args.predict)
-    path = args.model or args.out / "model.safetensors"
-    model = load_model(path) if args.model or path.exists() else pretrained("sstem-mitochondria")
-    if model.config.get("in_channels") != FOLD ** 2 or model.config.get("time"):
-        raise ValueError(f"{path} holds a network for another task; train one with this example")
+    trained, name = args.out / "model.safetensors", "sstem-mitochondria"
+    path = args.model or (trained if trained.exists() else None)
+    model = load_network(path, name, UNet, in_channels=FOLD**2, out_channels=FOLD**2, time=False, num_classes=None)
+    print("network:", path or f"{name}, which comes along")
     mask = probability(model.to(args.device), image, args.tta) > 0.5
     for name, picture in (("mask", mask * np.uint8(255)), ("overlay", coloured(image, [(mask, FOUND)]))):
         written = args.out / f"{args.predict.stem}-{name}.png"
@@ -202,37 +207,36 @@ def segment(args):
 
 def main():
     args = arguments()
-    with told_plainly("segment_mitochondria.py"):
-        if args.predict:
-            return segment(args)
-        train, test = load(args)
-        if min(train.images.shape[1:]) < args.patch:
-            raise ValueError(f"the pictures are {train.images.shape[1]}×{train.images.shape[2]} pixels large, smaller "
-                             f"than --patch {args.patch}: choose a smaller one")
-        # beyond the edges as predict_tiled has it, so that the network knows mirrored borders
-        images = [np.pad(normalized(image), OVERLAP // 2, mode="reflect") for image in train.images]
-        masks = [np.pad(mask, OVERLAP // 2, mode="reflect") for mask in train.masks]
-        model = UNet(FOLD ** 2, FOLD ** 2, channels=args.channels, time=False).to(args.device)
-        settings = {k: v for k, v in settings_of(args).items() if k not in ("predict", "model", "tta")}
-        run = Training(model, len(train) * PATCHES, settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr,
-                       ema=0.99, weight_decay=0.02)
+    if args.predict:
+        return segment(args)
+    train, test = load(args)
+    if min(train.images.shape[1:]) < args.patch:
+        raise ValueError(f"the pictures are {train.images.shape[1]}×{train.images.shape[2]} pixels large, smaller "
+                         f"than --patch {args.patch}: choose a smaller one")
+    # beyond the edges as predict_tiled has it, so that the network knows mirrored borders
+    images = [np.pad(normalized(image), OVERLAP // 2, mode="reflect") for image in train.images]
+    masks = [np.pad(mask, OVERLAP // 2, mode="reflect") for mask in train.masks]
+    model = UNet(FOLD ** 2, FOLD ** 2, channels=args.channels, time=False).to(args.device)
+    settings = {k: v for k, v in settings_of(args).items() if k not in ("predict", "model", "tta")}
+    run = Training(model, len(train) * PATCHES, settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr,
+                   ema=0.99, weight_decay=0.02)
 
-        def batch(index):
-            patches = [random_patch(images[i], masks[i], args.patch, run.rng) for i in index % len(train)]
-            return [folded(np.stack(part)[:, None].astype(np.float32)) for part in zip(*patches)]
+    def batch(index):
+        patches = [random_patch(images[i], masks[i], args.patch, run.rng) for i in index % len(train)]
+        return [folded(np.stack(part)[:, None].astype(np.float32)) for part in zip(*patches)]
 
-        def loss(x, y):
-            logits, y = model(Tensor(x)), Tensor(y)
-            return F.binary_cross_entropy_with_logits(logits, y) + dice_loss(logits, y)
+    def loss(x, y):
+        logits, y = model(Tensor(x)), Tensor(y)
+        return F.binary_cross_entropy_with_logits(logits, y) + dice_loss(logits, y)
 
-        def report(run):
-            few = test.images[:4]  # of Lucchi's 165
-            found = np.stack([probability(model, image, tta=False) > 0.5 for image in few])
-            run.history.append({"minutes": run.seconds / 60, "step": run.step,
-                                "iou": segmentation_scores(found, test.masks[:4])["iou"]})
+    def report(run):
+        few = test.images[:4]  # of Lucchi's 165
+        found = np.stack([probability(model, image, tta=False) > 0.5 for image in few])
+        run.history.append({"minutes": run.seconds / 60, "step": run.step,
+                            "iou": segmentation_scores(found, test.masks[:4])["iou"]})
 
-        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
-                save_minutes=args.save_minutes, report=report, title="mitochondria")
+    run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+            save_minutes=args.save_minutes, report=report, title="mitochondria")
     with run.averaged():
         found = np.stack([probability(model, image, args.tta) > 0.5 for image in test.images])
     scores = {**segmentation_scores(found, test.masks), "minutes": run.seconds / 60, "tta": args.tta,

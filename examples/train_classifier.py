@@ -9,7 +9,7 @@ It learns from digits turned, scaled, sheared and moved a little (cross-entropy 
 others), model.safetensors, checkpoint.safetensors, log.csv and loss.png.
 """
 
-from command_line import parse, parser_for, settings_of, told_plainly, write_metrics
+from command_line import above_0, integer, parse, parser_for, settings_of, write_metrics
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,8 +27,8 @@ PRESETS = {"smoke": dict(steps=20, batch_size=32, channels=[8, 16], test=200),
 
 def arguments():
     parser = parser_for(__doc__, "classifier")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--test", type=int, help="number of test digits")
+    parser.add_argument("--lr", type=above_0, default=2e-3)
+    parser.add_argument("--test", type=integer(1), help="number of test digits")
     return parse(parser, PRESETS)
 
 
@@ -75,25 +75,24 @@ def mistakes(images, labels, found, columns=10, rows=4):
 
 def main():
     args = arguments()
-    with told_plainly("train_classifier.py"):
-        digits, test = load_digits(args.data, "train"), load_digits(args.data, "test")
-        images, labels = test[:args.test]
-        model = Classifier(channels=args.channels, dropout=0.2).to(args.device)
-        run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
-                       weight_decay=0.02)
+    digits, test = load_digits(args.data, "train"), load_digits(args.data, "test")
+    images, labels = test[:args.test]
+    model = Classifier(channels=args.channels, dropout=0.2).to(args.device)
+    run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
+                   weight_decay=0.02)
 
-        def batch(index):
-            x, label = digits[index]
-            return warped(x, run.rng), label
+    def batch(index):
+        x, label = digits[index]
+        return warped(x, run.rng), label
 
-        def loss(x, label):
-            return F.cross_entropy(model(Tensor(x)), label, label_smoothing=0.05)
+    def loss(x, label):
+        return F.cross_entropy(model(Tensor(x)), label, label_smoothing=0.05)
 
-        def report(run):
-            run.history.append({"step": run.step, "accuracy": float((predictions(model, images) == labels).mean())})
+    def report(run):
+        run.history.append({"step": run.step, "accuracy": float((predictions(model, images) == labels).mean())})
 
-        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
-                save_minutes=args.save_minutes, report=report, title="classifier")
+    run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+            save_minutes=args.save_minutes, report=report, title="classifier")
     with run.averaged():
         found = predictions(model, images)
     write_metrics(args.out, {"accuracy": float((found == labels).mean()), "test_digits": len(labels),

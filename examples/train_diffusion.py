@@ -11,7 +11,7 @@ in ten is replaced by "no class" (Ho & Salimans 2022, alg. 1). Written to --out:
 --resume needs), model.safetensors (the averaged weights), metrics.json, log.csv, loss.png and samples-STEP.png.
 """
 
-from command_line import parse, parser_for, settings_of, told_plainly, write_metrics
+from command_line import above_0, below_1, integer, parse, parser_for, settings_of, write_metrics
 
 import numpy as np
 
@@ -32,9 +32,9 @@ PRESETS = {"smoke": dict(steps=9, batch_size=8, channels=[8, 16, 32]),
 def arguments():
     parser = parser_for(__doc__, "diffusion")
     parser.add_argument("--evaluate", action="store_true", help="only print the shipped network's loss on the test set")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate: warm-up, then a cosine down to 0")
-    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
-    parser.add_argument("--blocks", type=int, default=1, help="residual blocks for each resolution")
+    parser.add_argument("--lr", type=above_0, default=1e-3, help="peak learning rate: warm-up, then a cosine down to 0")
+    parser.add_argument("--ema", type=below_1, default=0.999, help="decay of the averaged weights")
+    parser.add_argument("--blocks", type=integer(1), default=1, help="residual blocks for each resolution")
     return parse(parser, PRESETS)
 
 
@@ -67,27 +67,26 @@ def main():
         loss = epsilon_mse(pretrained("mnist-ddpm").to(args.device), DDPMScheduler(), load_digits(args.data, "test"))
         return print(f"test ε-MSE of mnist-ddpm, averaged over t: {loss:.5f}")
     scheduler = DDPMScheduler()
-    with told_plainly("train_diffusion.py"):
-        digits, test = load_digits(args.data, "train"), load_digits(args.data, "test")
-        model = UNet(channels=args.channels, blocks=args.blocks, attention=[len(args.channels) - 1], num_classes=10)
-        model.to(args.device)
-        run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
-                       ema=args.ema)
-        print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(digits)} digits")
+    digits, test = load_digits(args.data, "train"), load_digits(args.data, "test")
+    model = UNet(channels=args.channels, blocks=args.blocks, attention=[len(args.channels) - 1], num_classes=10)
+    model.to(args.device)
+    run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
+                   ema=args.ema)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(digits)} digits")
 
-        def batch(index):
-            (x0, labels), n = digits[index], len(index)
-            t = run.rng.integers(0, scheduler.num_train_timesteps, n)
-            return x0, t, np.where(run.rng.random(n) < LABEL_DROPOUT, model.num_classes, labels)
+    def batch(index):
+        (x0, labels), n = digits[index], len(index)
+        t = run.rng.integers(0, scheduler.num_train_timesteps, n)
+        return x0, t, np.where(run.rng.random(n) < LABEL_DROPOUT, model.num_classes, labels)
 
-        def loss(x0, t, labels):
-            noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
-            return F.mse_loss(model(Tensor(scheduler.add_noise(x0, noise, t)), t, labels), Tensor(noise))
+    def loss(x0, t, labels):
+        noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
+        return F.mse_loss(model(Tensor(scheduler.add_noise(x0, noise, t)), t, labels), Tensor(noise))
 
-        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
-                save_minutes=args.save_minutes,
-                report=lambda run: sample_sheet(model, scheduler, args.out / f"samples-{run.step:06d}.png"),
-                title="DDPM on digits")
+    run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+            save_minutes=args.save_minutes,
+            report=lambda run: sample_sheet(model, scheduler, args.out / f"samples-{run.step:06d}.png"),
+            title="DDPM on digits")
     with run.averaged():
         error = epsilon_mse(model, scheduler, test)
     write_metrics(args.out, {"epsilon_mse": error, "minutes": run.seconds / 60})

@@ -10,7 +10,7 @@ absolute error than the oracle's posterior median. Written to --out: metrics.jso
 t), wrong_levels.png (PSNR over true and assumed t), model.safetensors, checkpoint.safetensors, log.csv and loss.png.
 """
 
-from command_line import parse, parser_for, settings_of, told_plainly, write_metrics
+from command_line import above_0, integer, parse, parser_for, settings_of, write_metrics
 
 import numpy as np
 
@@ -31,10 +31,10 @@ PRESETS = {"smoke": dict(steps=20, batch_size=16, channels=[8, 16], test=200, pi
 
 def arguments():
     parser = parser_for(__doc__, "noise_level")
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--test", type=int, help="number of test digits whose level is estimated")
-    parser.add_argument("--pictures", type=int, help="number of test digits denoised at each level")
-    parser.add_argument("--grid", type=int, help="levels along each side of the map of wrong levels")
+    parser.add_argument("--lr", type=above_0, default=3e-3)
+    parser.add_argument("--test", type=integer(8), help="number of test digits whose level is estimated")
+    parser.add_argument("--pictures", type=integer(1), help="number of test digits denoised at each level")
+    parser.add_argument("--grid", type=integer(2), help="levels along each side of the map of wrong levels")
     return parse(parser, PRESETS)
 
 
@@ -178,22 +178,21 @@ def evaluate(model, scheduler, digits, test, pictures, grid, out):
 def main():
     args = arguments()
     scheduler = DDPMScheduler()
-    with told_plainly("train_noise_level.py"):
-        digits, test = load_digits(args.data, "train"), load_digits(args.data, "test").images[:args.test]
-        model = NoiseLevelNet(channels=args.channels).to(args.device)
-        run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr)
-        print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(digits)} digits")
+    digits, test = load_digits(args.data, "train"), load_digits(args.data, "test").images[:args.test]
+    model = NoiseLevelNet(channels=args.channels).to(args.device)
+    run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr)
+    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(digits)} digits")
 
-        def batch(index):
-            t = run.rng.integers(0, scheduler.num_train_timesteps, len(index))
-            return digits.images[index], t, -2 * np.log(scheduler.sigmas[t])
+    def batch(index):
+        t = run.rng.integers(0, scheduler.num_train_timesteps, len(index))
+        return digits.images[index], t, -2 * np.log(scheduler.sigmas[t])
 
-        def loss(x0, t, log_snr):
-            noisy = scheduler.add_noise(x0, run.device_rng.standard_normal(x0.shape, dtype=np.float32), t)
-            return laplace_nll(model(Tensor(noisy)), log_snr)
+    def loss(x0, t, log_snr):
+        noisy = scheduler.add_noise(x0, run.device_rng.standard_normal(x0.shape, dtype=np.float32), t)
+        return laplace_nll(model(Tensor(noisy)), log_snr)
 
-        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
-                save_minutes=args.save_minutes, title="noise level of digits")
+    run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+            save_minutes=args.save_minutes, title="noise level of digits")
     with run.averaged():
         metrics = evaluate(model, scheduler, digits, test, args.pictures, args.grid, args.out)
     write_metrics(args.out, {**metrics, "test_digits": len(test), "minutes": run.seconds / 60})

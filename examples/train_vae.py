@@ -20,7 +20,7 @@ codes mean), against_ddpm.png (the VAE and the package's diffusion model as the 
 checkpoint.safetensors, log.csv and loss.png.
 """
 
-from command_line import parse, parser_for, settings_of, told_plainly, write_metrics
+from command_line import above_0, at_least_0, integer, parse, parser_for, settings_of, write_metrics
 
 import math
 from statistics import NormalDist
@@ -45,16 +45,12 @@ LEVELS = (0, 25, 50, 100, 150, 200, 300, 400, 500, 600)  # t of the noise
 
 def arguments():
     parser = parser_for(__doc__, "vae")
-    parser.add_argument("--latent", type=int, default=20, help="size of the code")
-    parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL divergence")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--test", type=int, help="number of test digits")
-    parser.add_argument("--noisy", type=int, help="number of test digits that are made noisy")
-    args = parse(parser, PRESETS)
-    if args.beta < 0 or min(args.test, args.noisy) < 8:
-        parser.error(f"--beta must be at least 0, --test and --noisy at least 8; got {args.beta}, {args.test}, "
-                     f"{args.noisy}")
-    return args
+    parser.add_argument("--latent", type=integer(1), default=20, help="size of the code")
+    parser.add_argument("--beta", type=at_least_0, default=1.0, help="weight of the KL divergence")
+    parser.add_argument("--lr", type=above_0, default=2e-3)
+    parser.add_argument("--test", type=integer(8), help="number of test digits")
+    parser.add_argument("--noisy", type=integer(8), help="number of test digits that are made noisy")
+    return parse(parser, PRESETS)
 
 
 def in_batches(function, images, batch_size=250):
@@ -180,36 +176,35 @@ def travel_figure(model, codes, columns=12, rows=4, seed=0):
 
 def main():
     args = arguments()
-    with told_plainly("train_vae.py"):
-        model = VAE(args.latent, args.channels).to(args.device)
-        digits, (images, labels) = load_digits(args.data, "train"), load_digits(args.data, "test")[:args.test]
-        run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
-                       weight_decay=0.01)
-        print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(digits)} digits")
+    model = VAE(args.latent, args.channels).to(args.device)
+    digits, (images, labels) = load_digits(args.data, "train"), load_digits(args.data, "test")[:args.test]
+    run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr,
+                   weight_decay=0.01)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(digits)} digits")
 
-        def batch(index):
-            return [digits.images[index]]
+    def batch(index):
+        return [digits.images[index]]
 
-        def loss(x):
-            x = Tensor(x)
-            logits, mean, logvar = model(x, run.device_rng)
-            return vae_loss(logits, x, mean, logvar, args.beta)
+    def loss(x):
+        x = Tensor(x)
+        logits, mean, logvar = model(x, run.device_rng)
+        return vae_loss(logits, x, mean, logvar, args.beta)
 
-        def report(run):
-            run.history.append({"step": run.step, "neg_elbo_nats": float(bound(model, images[:1000], 1).sum(1).mean())})
+    def report(run):
+        run.history.append({"step": run.step, "neg_elbo_nats": float(bound(model, images[:1000], 1).sum(1).mean())})
 
-        run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
-                save_minutes=args.save_minutes, report=report, title="VAE")
-        with run.averaged():
-            nll, kl = bound(model, images).mean(0, dtype=np.float64)
-            codes = in_batches(lambda x: model.encode(Tensor(x, device=args.device))[0].cpu().data, images)
-            ours = in_batches(model.pictures, codes)
-            theirs = pca(digits.images[INSIDE], images[INSIDE], args.latent)
-            found = against_ddpm(model, images[:args.noisy], labels[:args.noisy])
-            save_figure(rows_figure(model, images, found), args.out / "rows.png")
-            save_figure(ddpm_figure(found, labels[:args.noisy]), args.out / "against_ddpm.png")
-            save_figure(manifold_figure(model, codes, labels) if args.latent == 2 else travel_figure(model, codes),
-                        args.out / "latent.png")
+    run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
+            save_minutes=args.save_minutes, report=report, title="VAE")
+    with run.averaged():
+        nll, kl = bound(model, images).mean(0, dtype=np.float64)
+        codes = in_batches(lambda x: model.encode(Tensor(x, device=args.device))[0].cpu().data, images)
+        ours = in_batches(model.pictures, codes)
+        theirs = pca(digits.images[INSIDE], images[INSIDE], args.latent)
+        found = against_ddpm(model, images[:args.noisy], labels[:args.noisy])
+        save_figure(rows_figure(model, images, found), args.out / "rows.png")
+        save_figure(ddpm_figure(found, labels[:args.noisy]), args.out / "against_ddpm.png")
+        save_figure(manifold_figure(model, codes, labels) if args.latent == 2 else travel_figure(model, codes),
+                    args.out / "latent.png")
     errors = {name: (np.square(x - images[INSIDE], dtype=np.float64).mean() / 4, psnr(x, images[INSIDE]).mean())
               for name, x in (("", ours[INSIDE]), ("pca_", theirs))}
     write_metrics(args.out, {

@@ -49,7 +49,7 @@ def test_smoke(tmp_path):
 
 def test_bad_latent(tmp_path):
     result = run("--preset", "smoke", "--latent", "0", "--out", tmp_path)
-    assert result.returncode and "latent and hidden must be at least 1" in result.stderr
+    assert result.returncode == 2 and "--latent: must be at least 1, got 0" in result.stderr
     assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
 
 

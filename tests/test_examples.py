@@ -1,7 +1,9 @@
 """The examples as a user runs them, small."""
 
+import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +15,12 @@ import pytest
 from PIL import Image
 
 from npdiffusion.checkpoint import load_file, save_weights
+from npdiffusion.data import SyntheticDigits, SyntheticMicrographs
 from npdiffusion.models import UNet, load_model
+from npdiffusion.training import Training
 
 ROOT = Path(__file__).parent.parent
+OWN, THEIRS = ROOT / "npdiffusion" / "weights", ROOT / "examples" / "weights"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # the package as it lies here, installed or not
 TINY = ["--data", "synthetic", "--channels", "8", "16", "32", "--batch-size", "8", "--steps", "9"]
 
@@ -76,6 +81,124 @@ def test_training_refuses_to_overwrite_or_to_mix_settings(whole):
     assert other.returncode and "other settings" in other.stderr
     nothing = run("train_diffusion.py", *TINY, "--out", out / "nowhere", "--resume", check=False)
     assert nothing.returncode and "no checkpoint at" in nothing.stderr and "Traceback" not in nothing.stderr
+
+
+TRAININGS = ["train_diffusion", "train_classifier", "train_vae", "train_noise_level", "denoise_micrographs",
+             "segment_mitochondria"]
+EXAMPLES = ["quickstart", "guided_denoising", *TRAININGS]
+WRONG = [  # of each of these examples: options that do not do, and what is said
+    *((EXAMPLES, options, said) for options, said in [
+        ("--out FILE", "--out: nothing can be written to .*file "), ("--out FILE/sub", "--out: nothing can be written"),
+        ("--out /dev/null/x", "--out: nothing can be written"),
+        ("--seed -1", "--seed: must be at least 0, got -1"), ("--seed 1.5", "--seed: invalid int value: '1.5'"),
+        ("--device gpu", "--device"), ("--nonsense", "--nonsense")]),
+    *((EXAMPLES[1:], options, said) for options, said in [
+        ("--threads 0", "--threads: must be at least 1"), ("--steps 0", "--steps: must be "),
+        ("--preset huge", "--preset"), ("--data nothing", "--data")]),
+    *((TRAININGS, options, said) for options, said in [
+        ("--steps -3", "--steps: must be at least 1"), ("--batch-size 0", "--batch-size: must be at least 1"),
+        ("--batch-size 9999999", "batch of 1 to "), ("--steps 2e3", "--steps: invalid int value"),
+        ("--channels 0", "--channels: must be at least 1"), ("--channels 8 -8", "--channels: must be at least 1"),
+        ("--channels", "--channels: expected at least one"),
+        ("--save-minutes -1", "--save-minutes: must be a number of at least 0"), ("--save-minutes nan", "got nan"),
+        *((f"--lr {x}", f"--lr: must be a number above 0, got {x}") for x in ("nan", "0", "-1", "inf", "1e999"))]),
+    (["train_diffusion", "train_classifier", "train_vae", "denoise_micrographs", "segment_mitochondria"],
+     "--channels 12 32", "channels must be multiples of 8"),
+    (["train_diffusion"], "--channels 8 16", "attention .* divide by 32"),
+    *((["train_diffusion"], options, said) for options, said in [
+        ("--blocks 0", "--blocks: must be at least 1"), ("--ema 2", "--ema: must be a number from 0 to below 1, got 2"),
+        ("--ema 1", "--ema"), ("--ema nan", "--ema"), ("--ema -0.1", "--ema")]),
+    *((["train_classifier", "train_vae", "train_noise_level"], f"--test {n}", "--test: must be ") for n in (0, -5)),
+    *((["train_vae"], options, said) for options, said in [
+        ("--beta nan", "--beta: must be a number of at least 0"), ("--beta -1", "--beta"), ("--latent 0", "--latent"),
+        ("--test 7", "--test: must be at least 8"), ("--noisy 7", "--noisy: must be at least 8"),
+        ("--channels 8 8 8 8 8 8", "expects a size that divides by 64")]),
+    *((["train_noise_level"], options, said) for options, said in [
+        ("--test 7", "at least 8"), ("--pictures 0", "--pictures"), ("--grid 1", "--grid: must be at least 2")]),
+    *((["denoise_micrographs"], options, said) for options, said in [
+        ("--sigmas 0", "--sigmas: must be 1 to"), ("--sigmas 50 99999999", "--sigmas: must be 1 to"),
+        ("--draw 0", "--draw: must be"), ("--draw-steps 0", "--draw-steps: must be 1 to 1024"),
+        ("--draw-steps 1025", "--draw-steps"), ("--segmenter nowhere", "nowhere"),
+        ("--segmenter CLASSIFIER", "for another task: expected UNet.*got Classifier")]),
+    *((["segment_mitochondria"], options, said) for options, said in [
+        ("--patch 0", "--patch"), ("--patch 12", "multiple of"), ("--tta maybe", "maybe"), ("--masks x", "go together"),
+        ("--images nowhere --masks nowhere", "nowhere is no directory"), ("--predict nowhere", "nowhere"),
+        ("--model x", "--model goes with --predict")]),
+    *((["guided_denoising"], f"--{name} 0", f"--{name}: must be ") for name in [
+        "digits", "ancestral", "generated", "sweep", "known", "steps", "ancestral-steps", "guidance"]),
+    *((["guided_denoising"], options, said) for options, said in [
+        ("--guidance nan", "--guidance"), ("--guidance inf", "--guidance"), ("--digit 10", "--digit: invalid choice"),
+        ("--steps 1025", "--steps"), ("--sweep 301", "there are 300"),
+        ("--classifier DIFFUSION", "for another task: expected Classifier.*got UNet")]),
+    *((["quickstart"], options, said) for options, said in [
+        ("--level -1", "--level: must be 0 to 1023"), ("--image nowhere", "no picture at nowhere"),
+        ("--model nowhere", "no checkpoint at nowhere")]),
+    (["quickstart", "guided_denoising"], "--model CLASSIFIER", "for another task: expected UNet.*got Classifier"),
+    (["quickstart", "guided_denoising"], "--model SSTEM", "for another task"),
+]
+
+
+@pytest.mark.parametrize("script, options, said", [(script, *case) for scripts, *case in WRONG for script in scripts])
+def test_wrong_options_end_in_one_line_before_any_work(monkeypatch, capsys, tmp_path, script, options, said):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which command_line replaces
+    module = importlib.import_module(script)
+    for name, stand_in in {"load_digits": lambda data, split: SyntheticDigits(300), "generate": None, "denoise": None,
+                           "load_micrographs": lambda data: 2 * [SyntheticMicrographs(1, (320, 320))]}.items():
+        monkeypatch.setattr(module, name, stand_in, raising=False)
+    monkeypatch.setattr(Training, "fit", None)
+    (tmp_path / "file").write_text("in the way")
+    places = {"FILE": str(tmp_path / "file"), "CLASSIFIER": str(OWN / "mnist-classifier.safetensors"),
+              "DIFFUSION": str(OWN / "mnist-ddpm.safetensors"), "SSTEM": str(THEIRS / "sstem-ddpm.safetensors")}
+    for name, place in places.items():
+        options = options.replace(name, place)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--out", str(tmp_path / "out"), *options.split()])
+    with pytest.raises((SystemExit, OSError, ValueError)) as error:
+        module.main()
+    if error.type is SystemExit:  # argparse's
+        assert error.value.code == 2
+    else:
+        command_line = importlib.import_module("command_line")
+        command_line.told_plainly(error.type, error.value, None)
+    errors = capsys.readouterr().err
+    last = errors.splitlines()[-1]
+    assert last.startswith(f"{script}.py: ") and re.search(said, last) and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_ctrl_c_says_that_it_stopped(tmp_path):
+    """While it works, outside of a training's loop; and wherever else it comes, as for all examples."""
+    process = subprocess.Popen(command("quickstart.py", "--out", tmp_path), stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"})
+    assert process.stdout.readline().startswith("Drawing")
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and message.endswith("quickstart.py: stopped\n") and "Traceback" not in message
+    for script in EXAMPLES:
+        assert re.search("^from command_line import ", (ROOT / "examples" / f"{script}.py").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("error, status, told", [
+    ("ValueError('no good')", 1, "-c: no good\n"), ("FileNotFoundError('nowhere')", 1, "-c: nowhere\n"),
+    ("MemoryError('too large')", 1, "-c: too large\n"), ("KeyboardInterrupt", 130, "-c: stopped\n"),
+    ("TypeError('a bug')", 1, "Traceback .*TypeError: a bug\n"), ("SystemExit('refused')", 1, "refused\n")])
+def test_what_ends_an_example_is_told_plainly(error, status, told):
+    result = subprocess.run([sys.executable, "-c", f"import command_line; raise {error}"], capture_output=True,
+                            text=True, cwd=ROOT / "examples", env=ENVIRONMENT)
+    assert result.returncode == status and re.fullmatch(told, result.stderr, re.DOTALL)
+
+
+def test_out_is_tried_and_left_as_it_was(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    check_writable = importlib.import_module("command_line").check_writable
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "kept").touch()
+    check_writable(tmp_path / "a")
+    check_writable(tmp_path / "a" / "b" / "c")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "kept"]
 
 
 def test_quickstart(tmp_path):

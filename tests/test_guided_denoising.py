@@ -78,8 +78,7 @@ def test_finished_measurements_are_neither_overwritten_nor_mixed(smoke):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--guidance", "nan"], "--guidance must be a number above 0"), (["--digit", "10"], "--digit"),
-    (["--digits", "0"], "--digits must be at least 1"),
+    (["--sweep", "60001", "--data", "synthetic"], "there are 60000 training digits"),
     (["--resume"], "no measurements at"), (["--model", "nowhere.safetensors"], "nowhere.safetensors")])
 def test_bad_options_are_refused_before_anything_is_measured(options, message, tmp_path):
     result = run("guided_denoising.py", *options, "--out", tmp_path / "out", check=False)
@@ -90,7 +89,7 @@ def test_bad_options_are_refused_before_anything_is_measured(options, message, t
 def test_a_network_of_the_wrong_kind_is_refused(smoke):
     _, out, _ = smoke
     result = run("guided_denoising.py", "--model", out / "classifier.safetensors", "--out", out / "x", check=False)
-    assert "expected a UNet of 10 classes, got a Classifier" in result.stderr and "Traceback" not in result.stderr
+    assert "num_classes=10), got Classifier(" in result.stderr and "Traceback" not in result.stderr
 
 
 def counts(right, wrong):

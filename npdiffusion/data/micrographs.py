@@ -223,7 +223,7 @@ def read_micrograph(path):
 def _single(path, convert):
     frames = _read(path, convert)
     if len(frames) > 1:
-        raise ValueError(f"{path} has {len(frames)} frames, expected one: split it, or give the folder it lies in")
+        raise ValueError(f"{path} has {len(frames)} frames, expected one: save each as a file of its own")
     return frames[0]
 
 
