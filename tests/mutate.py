@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-TESTS = {  # what is in a path -> the test files asked first; the first that fits
+ROOT, PACKAGE = Path(__file__).parent.parent, "npdiffusion"
+TESTS = {  # how a path begins -> the test files asked first; the first that fits
     "kernels/cupy": "cuda_kernels devices graphs kernel_rooms launches",
     "kernels/": "plain_kernels kernel_rooms forward gradients conv_kernels",
     "functional/_arguments": "bad_inputs forward gradients nn",
@@ -91,7 +91,7 @@ def mutants_of(path):
 
 def failing(copy, files, timeout):
     """The first test that fails, "timeout", or None if all pass."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", *files]
     try:
         result = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -104,16 +104,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--of", default="", help="a part of the path of the files to change")
+    parser.add_argument("--of", default="", help="how the paths of the files to change begin, in the package")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the mutants to try")
     parser.add_argument("--quick", action="store_true", help="ask only the tests that know the module")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for a run of the tests")
     args = parser.parse_args()
-    paths = sorted(p for p in (ROOT / "npdiffusion").rglob("*.py") if args.of in str(p.relative_to(ROOT)))
     kinds = {}
-    for path in paths:
-        for kind, *mutant in mutants_of(path):
-            kinds.setdefault(kind, []).append((path.relative_to(ROOT), *mutant))
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        if path.relative_to(ROOT / PACKAGE).as_posix().startswith(args.of):
+            for kind, *mutant in mutants_of(path):
+                kinds.setdefault(kind, []).append((path.relative_to(ROOT / PACKAGE), *mutant))
     rng = random.Random(args.seed)
     drawn = [(kind, *rng.choice(kinds[kind])) for kind in (rng.choice(sorted(kinds)) for _ in range(args.count))]
     survived = tried = 0
@@ -122,13 +122,13 @@ def main():
         for number, (kind, path, line, old, new, source) in enumerate(drawn, 1):
             if args.only and number not in args.only:
                 continue
-            began, before = time.monotonic(), (copy / path).read_bytes()
-            first = next((names for part, names in TESTS.items() if f"npdiffusion/{part}" in path.as_posix()), "package")
-            (copy / path).write_bytes(source)
+            began, before = time.monotonic(), (copy / PACKAGE / path).read_bytes()
+            first = next((names for part, names in TESTS.items() if path.as_posix().startswith(part)), "package")
+            (copy / PACKAGE / path).write_bytes(source)
             by = failing(copy, [f"tests/test_{name}.py" for name in first.split()], args.timeout)
             if by is None and not args.quick:
                 by = failing(copy, [], args.timeout)
-            (copy / path).write_bytes(before)
+            (copy / PACKAGE / path).write_bytes(before)
             tried, survived = tried + 1, survived + (by is None)
             print(f"{number:3d} {'caught' if by else 'SURVIVED'} {path}:{line} {kind}: {old!r} -> {new!r} "
                   f"[{by or 'no test'}, {time.monotonic() - began:.0f} s]", flush=True)
