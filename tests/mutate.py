@@ -26,7 +26,8 @@ TESTS = {  # how a path begins -> the test files asked first; the first that fit
     "kernels/": "plain_kernels kernel_rooms forward gradients conv_kernels",
     "functional/_arguments": "bad_inputs forward gradients nn",
     "functional/": "forward gradients bad_inputs tensor against_torch", "nn/": "nn bad_inputs checkpoint",
-    "diffusion/likelihood": "quality", "diffusion/baselines": "quality", "diffusion/": "schedulers sampling",
+    "diffusion/likelihood": "quality sampling", "diffusion/baselines": "quality", "diffusion/": "schedulers sampling",
+    "models/pretrained": "pretrained package nn",
     "models/": "pretrained nn vae noise_level sampling", "data/micrographs": "micrographs segmentation",
     "data/": "data micrographs", "checkpoint": "checkpoint", "files": "checkpoint data", "optim": "optim training",
     "training": "training examples", "tensor": "tensor gradients graphs", "graph": "tensor gradients graphs",
@@ -39,6 +40,8 @@ SWAPS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast
          ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.USub: ast.UAdd}
 NAMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "argmin": "argmax", "argmax": "argmin",
          "floor": "ceil", "ceil": "floor", "any": "all", "all": "any"}
+
+SYMMETRIC = ("maximum", "minimum", "max", "min", "swapaxes")  # whose arguments may change places
 
 
 def faults(node):
@@ -60,8 +63,9 @@ def faults(node):
         yield "name", NAMES[node.id]
     if isinstance(node, ast.Attribute) and node.attr in NAMES:
         yield changed("name", attr=NAMES[node.attr])
-    if isinstance(node, ast.Call) and len(node.args) > 1 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
-        yield changed("arguments", args=[node.args[1], node.args[0], *node.args[2:]])
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] not in SYMMETRIC:
+        if len({ast.dump(a) for a in node.args[:2] if type(a) is not ast.Starred}) == 2:
+            yield changed("arguments", args=[node.args[1], node.args[0], *node.args[2:]])
     if isinstance(node, ast.Raise) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield "statement", "pass"
 

@@ -9,7 +9,8 @@ from npdiffusion import Tensor, no_grad
 from npdiffusion.data import MNIST, SSTEM, DataNotFoundError
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
 from npdiffusion.metrics import psnr, segmentation_scores
-from npdiffusion.models import VAE, Classifier, NoiseLevelNet, UNet, load_model, pretrained, save_model
+from npdiffusion.models import (VAE, Classifier, NoiseLevelNet, UNet, load_model, pretrained, save_model,
+                                timestep_embedding)
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "examples" / "weights"
@@ -114,6 +115,27 @@ def test_networks_built_with_numpy_s_numbers_survive_a_file(tmp_path, model, con
     again = load_model(tmp_path / "m.safetensors")
     assert type(again) is type(model) and again.config == model.config == config
     assert {name: p.shape for name, p in again.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind, config", [
+    (UNet, dict(in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
+                num_classes=None, dropout=0.0)),
+    (VAE, dict(latent=20, channels=(32, 64), hidden=256, in_channels=1, size=32)),
+    (Classifier, dict(num_classes=10, in_channels=1, channels=(32, 64, 128), dropout=0.0)),
+    (NoiseLevelNet, dict(in_channels=1, channels=(16, 32, 64), hidden=64))])
+def test_defaults_are_what_the_docs_say(kind, config):
+    assert kind().config == config
+
+
+def test_more_defaults(tmp_path):
+    weights = {name: p.data for name, p in pretrained("mnist-ddpm").named_parameters()}
+    assert all(np.array_equal(weights[name], p.data) for name, p in pretrained().named_parameters())
+    model = NoiseLevelNet(channels=(4,), hidden=2)
+    save_model(tmp_path / "m.safetensors", model)  # as they are: float16 would round them
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(load_model(tmp_path / "m.safetensors").parameters(),
+                                                              model.parameters()))
+    t = np.arange(5)
+    assert np.array_equal(timestep_embedding(t, 8), timestep_embedding(t, 8, max_period=10000.0, dtype=np.float64))
 
 
 @pytest.mark.parametrize("build, message", [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import npdiffusion
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
+from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, variational_bound
 from npdiffusion.models import UNet, pretrained
 from npdiffusion.tensor import Tensor, no_grad
 
@@ -131,6 +131,31 @@ def test_numpy_s_numbers_are_python_s():
                                np.broadcast_to(labels, 2).tolist(), 2, generator=rng())
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, expected)
+
+
+def test_defaults_are_what_the_docs_say(capsys):
+    """Each option left out is the option spelled out; with a label, so that guidance counts. And nothing is printed."""
+    scheduler, x = DDIMScheduler(20, beta_end=0.5, eta=1.0, clip_sample=False), data(0, 2)[0]
+    model, drawn, labels = Perfect(scheduler), (2, 1, 8, 8), [0, 2]
+    np.testing.assert_array_equal(
+        generate(model, scheduler, drawn, labels, generator=rng()),
+        generate(model, scheduler, drawn, labels, guidance_scale=1.0, num_inference_steps=20, dtype=np.float32,
+                 generator=rng(), progress=False))
+    np.testing.assert_array_equal(generate(model, scheduler, drawn, generator=rng()),
+                                  generate(model, scheduler, drawn, labels=None, generator=rng()))
+    np.testing.assert_array_equal(
+        denoise(model, scheduler, x, 9, labels=labels, generator=rng()),
+        denoise(model, scheduler, x, t=9, method="one-shot", num_inference_steps=None, labels=labels,
+                guidance_scale=1.0, sigma=None, noise_level=None, progress=False))
+    pixels = np.rint((x.clip(-1, 1) + 1) * 127.5) / np.float32(127.5) - 1
+    ddpm = DDPMScheduler(200)
+    bound, spelled = (variational_bound(Perfect(ddpm), ddpm, pixels, generator=rng(), **options)
+                      for options in ({}, dict(labels=None, groups=40, batch_size=200, report=None)))
+    for part, same in zip(bound, spelled):
+        np.testing.assert_array_equal(part, same)
+    assert capsys.readouterr() == ("", "")
+    denoise(model, scheduler, x, 9, "ddim", progress=True)
+    assert "10/10" in capsys.readouterr().err
 
 
 def test_same_seed_same_pictures():
@@ -415,6 +440,7 @@ def test_the_model_s_mode_returns_after_an_error():
     ({"num_inference_steps": 3.0}, TypeError, "integer"),
     ({"labels": True}, ValueError, "integer.* got bool"),
     ({"labels": 3}, ValueError, "labels: expected 0 to 2, got 3"),
+    ({"labels": [0, 3]}, ValueError, r"labels: expected 0 to 2, got \[0 3\]"),
     ({"labels": [0, -1]}, ValueError, r"labels: expected 0 to 2, got \[ 0 -1\]"),
     ({"labels": [0, 1, 2]}, ValueError, r"2 integers, .* of shape \(3,\)"),
     ({"labels": [0.0, 1.0]}, ValueError, "integers.* got float64"),

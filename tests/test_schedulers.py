@@ -153,6 +153,14 @@ def test_config_makes_either_class():
     assert DDIMScheduler(eta=0.5).config["eta"] == 0.5
 
 
+def test_defaults_are_what_the_docs_say():
+    common = dict(num_train_timesteps=1024, beta_start=0.0001, beta_end=0.02, beta_schedule="linear",
+                  prediction_type="epsilon", clip_sample=True, clip_sample_range=1.0, timestep_spacing="leading",
+                  steps_offset=0)
+    assert DDPMScheduler().config == {**common, "variance_type": "fixed_small"}
+    assert DDIMScheduler().config == {**common, "eta": 0.0, "set_alpha_to_one": True}
+
+
 @BOTH
 def test_numpy_s_numbers_are_python_s(kind):
     """They make the same scheduler, and JSON can hold its config."""

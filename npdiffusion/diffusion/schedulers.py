@@ -22,6 +22,10 @@ from .checks import check_like, check_timesteps
 
 __all__ = ["DDIMScheduler", "DDPMScheduler", "SchedulerOutput", "trailing_timesteps"]
 
+CHOICES = {"beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+           "prediction_type": ("epsilon", "sample", "v_prediction"),
+           "timestep_spacing": ("leading", "trailing", "linspace"), "variance_type": ("fixed_small", "fixed_large")}
+
 
 class SchedulerOutput(NamedTuple):
     """What ``step`` returns: x_{t-1}, and the estimate of x_0 that it was made from."""
@@ -80,15 +84,14 @@ class _Scheduler:
     steps_offset: int = 0
 
     def __post_init__(self):
-        for field in fields(self):  # NumPy's numbers become Python's, so that JSON can hold ``config``
-            value, kind = getattr(self, field.name), field.type
-            try:
-                setattr(self, field.name, operator.index(value) if kind is int else kind(value))
+        for name, value in self.config.items():
+            kind = type(getattr(type(self), name))  # the default's
+            if kind is str and value not in CHOICES[name]:
+                raise ValueError(f"{name}: expected one of {', '.join(CHOICES[name])}; got {value!r}")
+            try:  # NumPy's numbers become Python's, so that JSON can hold ``config``
+                setattr(self, name, operator.index(value) if kind is int else kind(value))
             except (TypeError, ValueError):
-                raise ValueError(f"{field.name}: expected {kind.__name__}, got {value!r}") from None
-        self._check_choice("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-        self._check_choice("prediction_type", "epsilon", "sample", "v_prediction")
-        self._check_choice("timestep_spacing", "leading", "trailing", "linspace")
+                raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}") from None
         if self.num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps: expected an int >= 1, got {self.num_train_timesteps}")
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -104,10 +107,6 @@ class _Scheduler:
         self.timesteps = np.arange(self.num_train_timesteps)[::-1].copy()
         self.num_inference_steps = None
         self._alphas_cumprod_on = {}  # device -> the table there, for levels t that lie there
-
-    def _check_choice(self, name, *choices):
-        if getattr(self, name) not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {getattr(self, name)!r}")
 
     @property
     def config(self):
@@ -250,10 +249,6 @@ class DDPMScheduler(_Scheduler):
     """
 
     variance_type: str = "fixed_small"
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_choice("variance_type", "fixed_small", "fixed_large")
 
     stochastic = True
 
