@@ -181,7 +181,7 @@ def alone(pairs):
 
 @pytest.mark.parametrize("spoil, message", [(unmatched, "alone are: 1, 9"), (truncated, "1.tif cannot be read"),
                                             (unlabelled, "are all empty"), (alone, "at least two are needed"),
-                                            (exchanged, "exchanged --images and --masks"),
+                                            (exchanged, "exchanged --images and --masks|foreground all over"),
                                             (all_foreground, "foreground|exchanged")])
 def test_pairs_that_do_not_do(pairs, spoil, message):
     spoil(pairs)
