@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT, PACKAGE = Path(__file__).parent.parent, "npdiffusion"
 TESTS = {  # how a path begins -> the test files asked first; the first that fits
-    "kernels/cupy": "cuda_kernels devices graphs kernel_rooms launches",
+    "kernels/cupy": "kernel_rooms launches cuda_kernels devices graphs",
     "kernels/": "plain_kernels kernel_rooms forward gradients conv_kernels",
     "functional/_arguments": "bad_inputs forward gradients nn",
     "functional/": "forward gradients bad_inputs tensor against_torch", "nn/": "nn bad_inputs checkpoint",
@@ -111,7 +111,7 @@ def main():
     parser.add_argument("--of", default="", help="how the paths of the files to change begin, in the package")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the mutants to try")
     parser.add_argument("--quick", action="store_true", help="ask only the tests that know the module")
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for a run of the tests")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for a run of the tests; then it is caught")
     args = parser.parse_args()
     kinds = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):

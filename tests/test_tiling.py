@@ -96,3 +96,14 @@ def test_wrong_shapes():
     for answer in (lambda tiles: tiles[:, 0], lambda tiles: tiles[:, :, 1:], lambda tiles: tiles[:1].repeat(9, 0)):
         with pytest.raises(ValueError, match=r"expects predict to return \(4, K, 32, 32\)"):
             predict_tiled(answer, picture((90, 90)), tile=32, overlap=8)
+
+
+def test_defaults_are_what_the_docs_say(capsys):
+    """Of a picture that holds its columns' numbers: four tiles of 256 at once, 192 apart, with a margin of 32."""
+    seen = []
+    image = np.tile(np.arange(300, dtype=np.float32), (1, 300, 1))
+    result = predict_tiled(lambda tiles: seen.append(tiles) or tiles, image)
+    np.testing.assert_allclose(result, image, rtol=1e-6)
+    assert [tiles.shape for tiles in seen] == [(4, 1, 256, 256)]
+    assert seen[0][0, 0, 40, 32] == 0 and seen[0][1, 0, 40, 0] == 192 - 32
+    assert capsys.readouterr() == ("", "")
