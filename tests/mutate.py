@@ -111,7 +111,7 @@ def main():
     parser.add_argument("--of", default="", help="how the paths of the files to change begin, in the package")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the mutants to try")
     parser.add_argument("--quick", action="store_true", help="ask only the tests that know the module")
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for a run of the tests; then it is caught")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for a run of the tests; longer is caught")
     args = parser.parse_args()
     kinds = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
