@@ -426,7 +426,7 @@ def test_the_model_s_mode_returns_after_an_error():
 
 
 @pytest.mark.parametrize("options, error, message", [
-    ({"noisy": np.full((2, 1, 8, 8), np.nan, np.float32)}, ValueError, "finite values, got NaN"),
+    ({"noisy": np.where(np.eye(8), np.nan, np.zeros((2, 1, 8, 8), np.float32))}, ValueError, "finite values, got NaN"),
     ({"noisy": np.full((2, 1, 8, 8), np.inf)}, ValueError, "finite values"),
     ({"noisy": np.zeros((2, 1, 8, 8), np.uint8)}, TypeError, "noisy: expected float32 or float64, got uint8"),
     ({"noisy": np.zeros((8, 8))}, ValueError, r"\(N, C, H, W\).*got \(8, 8\)"),

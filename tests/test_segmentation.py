@@ -113,6 +113,8 @@ def test_predict(smoke, tmp_path):
     mask, overlay = (np.asarray(Image.open(tmp_path / f"mine-{kind}.png")) for kind in ("mask", "overlay"))
     assert mask.shape == (90, 130) and set(np.unique(mask)) <= {0, 255} and overlay.shape == (90, 130, 3)
     assert str(tmp_path / "mine-mask.png") in result.stdout and f"network: {smoke[0]}" in result.stdout
+    result = run(SCRIPT, "--predict", picture, "--no-tta", "--out", tmp_path)
+    assert "network: sstem-mitochondria, which comes along" in result.stdout
 
 
 @pytest.fixture
