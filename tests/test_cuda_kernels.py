@@ -21,7 +21,7 @@ from npdiffusion.kernels import plain as reference
 from npdiffusion.kernels.cupy import build
 from npdiffusion.kernels.cupy.elementwise import channel_sums, sum_parts
 from npdiffusion.kernels.cupy.product import product
-from strategies import LAYOUTS, laid_out
+from strategies import LAYOUTS, SPOILT, assert_as_far_spoilt, laid_out, spoilt
 
 SOME = settings(max_examples=20, deadline=None)
 TOLERANCE = {"f4": 2e-5, "f8": 1e-12}  # of the largest element
@@ -425,6 +425,16 @@ def test_convolutions_give_the_same_bits_twice():
     twice = [cuda.conv2d_backward(g, x, weight, *SAME) for _ in range(2)]
     for a, b in zip(*twice):
         np.testing.assert_array_equal(a, b)
+
+
+# ---- what is not finite ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(SPOILT) - {"add_at"}))
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_what_is_not_finite_spreads_as_far(name):
+    for call, arrays in spoilt(name, np.random.default_rng(0), "f4"):
+        assert_as_far_spoilt(call(cuda, *arrays), call(reference, *arrays), 1e-4)
 
 
 # ---- matrix products ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import CASES, cases, small_pieces
+from strategies import CASES, SPOILT, assert_as_far_spoilt, cases, small_pieces, spoilt
 from test_training import loss_of, training
 
 import npdiffusion
@@ -38,6 +38,18 @@ def test_every_op_computes_the_same_in_both(name, data):
         if a is not None:
             assert a.shape == b.shape and a.dtype == b.dtype
             np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * (1 + np.abs(a).max(initial=0)))
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", sorted(SPOILT))
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_what_is_not_finite_spreads_as_far_in_both(name, small):
+    rng = np.random.default_rng(0)
+    for dtype, tolerance in ((np.float32, 1e-4), (np.float64, 1e-10)):
+        for call, arrays in spoilt(name, rng, dtype):
+            expected = call(plain, *arrays)
+            with small_pieces(2, small):
+                assert_as_far_spoilt(call(fast, *arrays), expected, tolerance)
 
 
 def test_a_training_on_the_plain_kernels_is_the_same(tmp_path):
