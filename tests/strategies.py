@@ -400,7 +400,6 @@ def _(d):
         shape = d.broadcast(batch) + (d.pick(1, length), source)
         if mask == "bool":
             inputs.append(d.rng.random(shape) < 0.6)
-            inputs[-1][..., 0] = True  # each position sees something
         else:
             inputs.append(d.array(*shape))
     if mask == "causal":
