@@ -249,7 +249,7 @@ def test_nearest_is_exact():
     assert y.tolist() == [0] * 49 + [1] * 49
 
 
-@pytest.mark.parametrize("size", [{"size": (6, 9)}, {"size": (3, 2)}, {"scale_factor": 1.3}, {"scale_factor": (3, 0.7)}])
+@pytest.mark.parametrize("size", [{"size": (6, 9)}, {"size": (3, 2)}, {"scale_factor": 1.3}, {"scale_factor": (3, 1)}])
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_a_gradient_of_interpolate_that_is_not_finite_reaches_its_source_alone(size, value):
     x = Tensor(np.arange(12.0).reshape(1, 1, 3, 4), requires_grad=True)

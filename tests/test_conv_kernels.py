@@ -324,7 +324,7 @@ def hot(x):
 
 
 def dark(x):
-    x[:, :, :, :9] *= 1e-3
+    x[:, :, :, :11] *= 1e-3
 
 
 def black(x):
