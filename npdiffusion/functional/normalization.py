@@ -16,8 +16,8 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     Args:
         input: (N, C, …). num_groups: divides C. weight, bias: (C,) or None.
 
-    Raises ValueError for shapes that do not fit, and for an input of one sample with one value in each group, which
-    would be 0 whatever it is; TypeError for different dtypes.
+    Raises ValueError for shapes that do not fit and for one sample with one value in each group, as PyTorch does;
+    TypeError for different dtypes.
     """
     return _group_norm("group_norm", input, num_groups, weight, bias, None, eps, silu=False)
 

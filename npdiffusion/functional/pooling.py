@@ -82,8 +82,8 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest"):
     x = input.data.transpose(0, 2, 3, 1)  # channels last, as in memory: whole pixels are copied
 
     def collected(g, axis, source, factor):  # a source pixel collects from its copies: the first ones, the next, ...
-        copies, total = xp.arange(x.shape[axis])[:, None] == source, 0  # [h, h_out]
-        first, count = copies.argmax(1), copies.sum(1)
+        copies = xp.arange(x.shape[axis])[:, None] == source  # [h, h_out]
+        first, count, total = copies.argmax(1), copies.sum(1), 0
         for k in range(math.ceil(factor)):
             copy = g.take(xp.minimum(first + k, len(source) - 1), axis)
             total = total + xp.where((k < count).reshape(-1, *[1] * (3 - axis)), copy, 0)

@@ -47,7 +47,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
         front, flipped = _flipped_padding(weight, padding, dilation), _flip(weight, groups)
         cotangent = x if need_weight else None
         dx, dflipped = _gather(g, flipped, None, cotangent, x.shape[2:], stride, front, dilation, groups)
-        if need_weight and _finite(dflipped):
+        if need_weight and np.isfinite(np.vdot(dflipped, dflipped)):
             return dx, _flip(dflipped, groups), dbias
     elif need_input:
         dx = _scatter(g, weight, None, x.shape[2:], stride, padding, dilation, groups)
@@ -85,7 +85,7 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
         x = to_nchw(channels_last(x))
         if cotangent is not None or fits_winograd(x, even):
             y, dweight = winograd(x, weight, bias, cotangent, size, padding, need_y)
-            if dweight is None or _finite(dweight):
+            if dweight is None or np.isfinite(np.vdot(dweight, dweight)):
                 return y, dweight
     if cotangent is None and tuple(stride) == (1, 1) and len(weight) == 1 and x.shape[1] >= 8:
         # One channel out: a product for each tap, added with shifts, is less memory than the columns.
@@ -213,11 +213,6 @@ def _flip(weight, groups):
 def _flipped_padding(weight, padding, dilation):
     """Padding in front for the convolution with flipped taps that undoes the shifts of one with this padding."""
     return [d * (k - 1) - p for k, d, p in zip(weight.shape[2:], dilation, padding)]
-
-
-def _finite(x):
-    """Whether Σ x² is finite."""
-    return bool(np.isfinite(np.vdot(x, x)))
 
 
 def channel_sums(x):

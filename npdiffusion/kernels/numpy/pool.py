@@ -47,6 +47,7 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
     x, y, g = channels_last(x), channels_last(y), channels_last(g)
     padded = _padded(x, out_size, kernel, stride, padding, dilation, -np.inf)
     out, bits = np.zeros(padded.shape, x.dtype), f"i{g.itemsize}"
+    whole = g.view(bits)  # numbers for which ∞·0 is 0
     overlap = any(s < d * (k - 1) + 1 for s, d, k in zip(stride, dilation, kernel))
 
     def run(start, stop):
@@ -56,11 +57,10 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
             hit = tap == y[start:stop]
             hit &= free
             free ^= hit
-            chosen = g[start:stop].view(bits) * hit  # as whole numbers, for which ∞·0 is 0
             if overlap:
-                dtap += chosen.view(g.dtype)
+                dtap += (whole[start:stop] * hit).view(g.dtype)
             else:
-                dtap[...] = chosen.view(g.dtype)
+                np.multiply(whole[start:stop], hit, out=dtap.view(bits))
 
     parallel(run, len(x))
     return to_nchw(out[:, padding[0]:padding[0] + size[0], padding[1]:padding[1] + size[1]])

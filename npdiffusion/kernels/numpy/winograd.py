@@ -24,6 +24,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ...threads import get_num_threads, parallel, scratch
+from .elementwise import LARGE
 from .layout import channels_last, to_nchw
 from .windows import chunks, padded
 
@@ -62,7 +63,8 @@ def fits_winograd(x, even):
     """Whether x (N, C, H, W) is finite, and if it is to be ``even``, no pixel (a vector of channels) _CONTRAST/eps
     times as large as another."""
     pixels, limit = channels_last(x).reshape(-1, x.shape[1]), _CONTRAST / np.finfo(x.dtype).eps
-    squares = np.concatenate(parallel(lambda start, stop: np.vecdot(*2 * [pixels[start:stop]]), len(pixels)))
+    squares_of = lambda start, stop: np.vecdot(pixels[start:stop], pixels[start:stop])
+    squares = np.concatenate(parallel(squares_of, len(pixels))) if x.size > LARGE else squares_of(0, len(pixels))
     return squares.max() < np.inf and (not even or squares.max() <= limit ** 2 * squares.min())
 
 
