@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from .download import DataNotFoundError, data_dirs, fetch, find
-from .pictures import deep_values, open_picture
+from .reading import read_frames
 
 SSTEM_NAME = "groundtruth-drosophila-vnc"
 SSTEM_URL = f"https://github.com/unidesigner/{SSTEM_NAME}/archive/refs/heads/master.zip"
@@ -84,7 +84,7 @@ def _sstem_sections(stack):
     if not names:
         raise ValueError("no section with both stack1/raw/NN.tif and stack1/mitochondria/NN.png")
     images = [read_micrograph(raw / f"{name}.tif") for name in names]
-    masks = [_single(marked / f"{name}.png", _foreground) for name in names]
+    masks = [_single(marked / f"{name}.png", _not_black) for name in names]
     for name, image, mask in zip(names, images, masks):
         if not image.shape == mask.shape == (SSTEM_SIDE, SSTEM_SIDE):
             raise ValueError(f"section {name}: expected {SSTEM_SIDE} pixels both ways, got {image.shape} and a mask "
@@ -130,7 +130,7 @@ class Lucchi(Micrographs):
         if full not in ("training", "testing"):
             raise ValueError(f"split must be 'training' or 'testing', got {split!r}")
         images = _lucchi_stack(full, _grey, root, download)
-        masks = _lucchi_stack(f"{full}_groundtruth", _foreground, root, download)
+        masks = _lucchi_stack(f"{full}_groundtruth", _not_black, root, download)
         super().__init__(images, masks, [f"{full}-{i:03d}" for i in range(len(images))])
 
 
@@ -175,9 +175,11 @@ def load_pairs(images_dir, masks_dir):
     """The user's own micrographs and masks: files with the same name (but for the ending) in two directories.
 
     Images are read as by :func:`read_micrograph`; of a file with several frames, each counts as a picture. In masks,
-    all that is not black is foreground. All pictures must have one size.
+    all that is neither black nor transparent is foreground: any number of a label, any colour; of fractions and in
+    JPEG, whose tones are not exact, what is at least half white. All pictures must have one size.
 
-    Raises ValueError: no files, names that do not match, sizes that differ, masks that are all empty, a damaged file.
+    Raises ValueError: no files, names that do not match, sizes that differ, masks that are all empty or all foreground,
+    a damaged file.
     """
     folders = [Path(images_dir), Path(masks_dir)]
     files = []
@@ -206,16 +208,20 @@ def load_pairs(images_dir, masks_dir):
         names += [stem] if len(image) == 1 else [f"{stem}-{i:03d}" for i in range(len(image))]
     if not np.any(masks):
         raise ValueError(f"the masks in {folders[1]} are all empty: expected some pixels that are not black")
+    if np.all(masks):
+        raise ValueError(f"the masks in {folders[1]} are foreground all over: expected a black or transparent background")
     return Micrographs(np.stack(images), np.stack(masks), names)
 
 
 def read_micrograph(path):
     """Read one grey picture as uint8 (H, W).
 
-    8 bits are taken as they are and colours turned to grey. Pictures of 16 or more bits, whose full scale is unknown,
-    are stretched: their darkest thousandth of pixels becomes 0, the brightest 255.
+    It is turned upright, and colours to grey; transparency is not looked at. 8 bits are taken as they are (signed ones
+    plus 128). Pictures of more bits, whose full scale is unknown, are stretched: their darkest thousandth of pixels
+    becomes 0, the brightest 255.
 
-    Raises FileNotFoundError; ValueError for no picture, a damaged one, one with several frames or values not finite.
+    Raises FileNotFoundError; ValueError for no picture, a damaged one, one with several frames or values not finite, or
+    one in a form that is not supported: its message says so.
     """
     return _single(path, _grey)
 
@@ -229,28 +235,41 @@ def _single(path, convert):
 
 def _read(source, convert):
     """All frames of a picture file (a path or io.BytesIO), each through ``convert``: an array (n, H, W)."""
-    with open_picture(source) as picture:
-        frames = [convert(frame) for frame in ImageSequence.Iterator(picture)]
+    frames = [convert(frame) for frame in read_frames(source)]
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{source} has frames of different sizes")
     return np.stack(frames)
 
 
-def _grey(picture):
-    """A Pillow picture as uint8 (H, W)."""
-    values = deep_values(picture)
-    if values is None:
-        return np.array(picture.convert("L"))
-    low, high = np.quantile(values, (0.001, 0.999))
-    return np.rint(np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)).astype(np.uint8)
+def _grey(frame):
+    """A frame as uint8 (H, W)."""
+    values = frame.grey()
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind in "iu":
+        values = (values - values.min()).view(f"u{values.itemsize}")  # exact: the difference wraps around
+    low, high = 0.5 * np.quantile(values, 0.001, method="higher"), 0.5 * np.quantile(values, 0.999, method="lower")
+    scale = 255 / max(high - low, 1e-300)  # of halves, whose difference cannot overflow
+    return np.stack([np.rint((np.clip(0.5 * row, low, high) - low) * scale).astype(np.uint8) for row in values])
 
 
-def _foreground(picture):
-    """What is not black in a Pillow picture: bool (H, W). Stray grey edges count, as do all colours of labels."""
-    if picture.mode in ("P", "RGBA", "LA", "PA"):
-        picture = picture.convert("RGB")
-    values = np.asarray(picture) > 0
-    return values.any(2) if values.ndim == 3 else values
+def _not_black(frame):
+    """What is neither black nor transparent in a frame: bool (H, W). Stray grey edges count, as do all colours."""
+    values = np.atleast_3d(frame.values).max(2) > 0
+    return values if frame.alpha is None else values & (frame.alpha >= 0.5)
+
+
+def _foreground(frame):
+    """As :func:`_not_black`, but where tones are not exact (JPEG) or fractions of 1, from one half on."""
+    values = np.atleast_3d(frame.values)
+    if frame.lossy:
+        values = values >= 128
+    elif values.dtype.kind == "f" and (values % 1 != 0).any():
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(f"a mask holds fractions beyond 0 and 1, from {values.min()} to {values.max()}: "
+                             "save it as 0 and 255")
+        values = values >= 0.5
+    return _not_black(frame._replace(values=values))
 
 
 class SyntheticMicrographs(Micrographs):
