@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .download import DataNotFoundError, data_dirs, fetch, find
-from .reading import read_frames
+from .reading import Frame, read_frames
 
 SSTEM_NAME = "groundtruth-drosophila-vnc"
 SSTEM_URL = f"https://github.com/unidesigner/{SSTEM_NAME}/archive/refs/heads/master.zip"
@@ -129,7 +129,7 @@ class Lucchi(Micrographs):
         full = {"train": "training", "test": "testing"}.get(split, split)
         if full not in ("training", "testing"):
             raise ValueError(f"split must be 'training' or 'testing', got {split!r}")
-        images = _lucchi_stack(full, _grey, root, download)
+        images = _lucchi_stack(full, Frame.grey, root, download)
         masks = _lucchi_stack(f"{full}_groundtruth", _not_black, root, download)
         super().__init__(images, masks, [f"{full}-{i:03d}" for i in range(len(images))])
 
@@ -197,7 +197,7 @@ def load_pairs(images_dir, masks_dir):
                          f"image; alone are: {', '.join(alone[:8])}{' …' if len(alone) > 8 else ''}")
     images, masks, names = [], [], []
     for stem, path in files[0].items():
-        image, mask = _read(path, _grey), _read(files[1][stem], _foreground)
+        image, mask = _read(path, Frame.grey), _read(files[1][stem], _foreground)
         if image.shape != mask.shape:
             raise ValueError(f"{path} and its mask differ in (frames, height, width): {image.shape} and {mask.shape}")
         images.extend(image)
@@ -223,7 +223,7 @@ def read_micrograph(path):
     Raises FileNotFoundError; ValueError for no picture, a damaged one, one with several frames or values not finite, or
     one in a form that is not supported: its message says so.
     """
-    return _single(path, _grey)
+    return _single(path, Frame.grey)
 
 
 def _single(path, convert):
@@ -239,18 +239,6 @@ def _read(source, convert):
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{source} has frames of different sizes")
     return np.stack(frames)
-
-
-def _grey(frame):
-    """A frame as uint8 (H, W)."""
-    values = frame.grey()
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind in "iu":
-        values = (values - values.min()).view(f"u{values.itemsize}")  # exact: the difference wraps around
-    low, high = 0.5 * np.quantile(values, 0.001, method="higher"), 0.5 * np.quantile(values, 0.999, method="lower")
-    scale = 255 / max(high - low, 1e-300)  # of halves, whose difference cannot overflow
-    return np.stack([np.rint((np.clip(0.5 * row, low, high) - low) * scale).astype(np.uint8) for row in values])
 
 
 def _not_black(frame):

@@ -93,12 +93,13 @@ def noise_sigma(image):
 def save_png(path, images, columns=None):
     """Write images side by side as one PNG file, by ``atomic_write``.
 
-    images: (N, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (RGB), any other raises ValueError.
+    images: (N, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (RGB). ValueError for others, and for integers.
     columns: images in a row; by default as many as make the sheet square.
     """
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0:
-        raise ValueError(f"save_png expects images of shape (N, 1 or 3, H, W), got {images.shape}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0 or images.dtype.kind != "f":
+        raise ValueError("save_png expects floating-point images of shape (N, 1 or 3, H, W) in [-1, 1], "
+                         f"got {images.dtype} {images.shape}")
     n, c, h, w = images.shape
     columns = columns or math.isqrt(n - 1) + 1
     rows = -(-n // columns)
@@ -112,13 +113,11 @@ def save_png(path, images, columns=None):
 def _read_grey(path):
     """The upright picture as (H, W) float32 in [0, 1], the longer side at most WORK, and what was done."""
     frame = next(read_frames(path))
-    grey, alpha = frame.grey(), frame.alpha
-    said = [f"{grey.shape[1]}×{grey.shape[0]} {frame.mode} picture" + ": converted to grey" * (frame.values.ndim == 3)]
+    grey, alpha, colours = frame.grey(), frame.alpha, frame.values.ndim == 3
+    said = [f"{grey.shape[1]}×{grey.shape[0]} {'RGB picture: converted to grey' if colours else 'grey picture'}"]
     if frame.orientation in range(2, 9):
         said.append("turned upright (EXIF)")
-    deep = grey.dtype != np.uint8
-    grey = _without_hot_pixels(np.float32(grey - np.median(grey)) if deep else grey)
-    grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-12) if deep else np.float32(grey) / 255
+    grey = np.float32(_without_hot_pixels(grey)) / 255
     if alpha is not None and alpha.min() < 1:  # what can be seen is the ink: lay it on the paper it stands out from
         white = (alpha * grey).sum() < 0.5 * alpha.sum()
         grey = alpha * grey + (1 - alpha) * white
@@ -129,24 +128,15 @@ def _read_grey(path):
 
 
 def _without_hot_pixels(grey):
-    """A picture (H, W) without hot or dead pixels: single ones and pairs that stand out by half of its contrast.
+    """A picture (H, W) uint8 without hot or dead pixels: single ones that stand out by half of its contrast.
 
-    Up to a thousandth of all pixels: more of them are noise, and stay. They become the second largest (or smallest) of
-    their eight neighbours; even in a stroke of one pixel's width, two of them are ink.
+    They become like the nearest of their eight neighbours. More than a thousandth of all are noise, and stay.
     """
     (h, w), padded = grey.shape, np.pad(grey, 1, mode="reflect")
     near = [padded[i:i + h, j:j + w] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
-
-    def second(larger, smaller):
-        most, next_to_it = larger(near[0], near[1]), smaller(near[0], near[1])
-        for value in near[2:]:
-            next_to_it = larger(next_to_it, smaller(most, value))
-            most = larger(most, value)
-        return next_to_it
-
-    usual = np.clip(grey, second(np.minimum, np.maximum), second(np.maximum, np.minimum))
+    usual = np.clip(grey, np.minimum.reduce(near), np.maximum.reduce(near))
     beyond = np.maximum(grey, usual) - np.minimum(grey, usual)
     hot = beyond > 0.5 * np.ptp(usual)
     if hot.any():
         hot &= beyond > 0.5 * np.ptp(usual) + 5 * noise_sigma(grey)
-    return np.where(hot, usual, grey) if hot.sum() <= max(2, grey.size // 1000) else grey
+    return np.where(hot, usual, grey) if hot.sum() <= max(1, grey.size // 1000) else grey
