@@ -1,6 +1,7 @@
 """Picture files as arrays: TIFF by tifffile; all other kinds, and what it cannot unpack, by Pillow."""
 
 import io
+import itertools
 import logging
 import math
 import os
@@ -9,7 +10,7 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf  # bytes
 LOSSY = "JPEG", "MPO", "JPEG2000", 6, 7, 33003, 33004, 33005, 34712  # Pillow's formats, and TIFF's compressions
@@ -17,6 +18,8 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)  # TIFF's photometric inte
 OTHER_ORDER = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "RGB;16N": "RGB;16B", "RGBA;16N": "RGBA;16B"}
 
 limit = threading.Lock()  # of Pillow's Image.MAX_IMAGE_PIXELS
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=limit.acquire, after_in_parent=limit.release, after_in_child=limit.release)
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong with a file is said by an error
 
 
@@ -45,9 +48,11 @@ class Frame(NamedTuple):
             values = values @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow
         elif values.dtype.kind in "iu":
             values = (values - values.min()).view(f"u{values.itemsize}")  # exact: signed differences wrap around
-        low, high = 0.5 * np.quantile(values, 0.001, method="higher"), 0.5 * np.quantile(values, 0.999, method="lower")
-        scale = 255 / max(high - low, 1e-300)  # of halves, whose difference cannot overflow
-        return np.stack([np.rint((np.clip(0.5 * row, low, high) - low) * scale).astype(np.uint8) for row in values])
+        half = np.float64(0.5)  # differences of halves cannot overflow
+        low = half * np.quantile(values, 0.001, method="higher")
+        high = half * np.quantile(values, 0.999, method="lower")
+        scale = 255 / max(high - low, 1e-300)
+        return np.stack([np.rint((np.clip(half * row, low, high) - low) * scale).astype(np.uint8) for row in values])
 
 
 def read_frames(source):
@@ -87,9 +92,7 @@ def _frames(source):
     try:
         file = TiffFile(source, is_ome=False)  # OME-TIFF may speak of pages in other files
     except TiffFileError:
-        with _open(source) as picture:
-            for i, part in enumerate(ImageSequence.Iterator(picture)):
-                yield _from_picture(part, source, i)
+        yield from _from_pillow(source)
         return
     with file:
         for page in file.pages:
@@ -152,17 +155,33 @@ def _inverted(values):
 # ---------------------------------------------------------------------------------------------- Pillow
 
 
-def _open(source, frame=0):
-    """Pillow's picture. Its limit on the number of pixels is lifted meanwhile: memory is the limit."""
+def _unlimited(function, *args):
+    """function(*args), while Pillow's limit on the number of pixels is lifted: memory is the limit."""
     with limit:
         pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            picture = Image.open(io.BytesIO(source.getbuffer()) if isinstance(source, io.BytesIO) else source)
+            return function(*args)
         finally:
             Image.MAX_IMAGE_PIXELS = pixels
+
+
+def _open(source, frame=0):
+    """Pillow's picture at that frame."""
+    picture = _unlimited(Image.open, io.BytesIO(source.getbuffer()) if isinstance(source, io.BytesIO) else source)
     _check_memory(*picture.size, 4)
-    picture.seek(frame)
+    _unlimited(picture.seek, frame)
     return picture
+
+
+def _from_pillow(source):
+    """Frames of a file of any kind."""
+    with _open(source) as picture:
+        for i in itertools.count():
+            yield _from_picture(picture, source, i)
+            try:
+                _unlimited(picture.seek, i + 1)
+            except EOFError:  # that was the last one
+                return
 
 
 def _from_picture(picture, source, i):
@@ -170,13 +189,16 @@ def _from_picture(picture, source, i):
     args = picture.tile[0].args if picture.tile else None
     raw = args[0] if isinstance(args, tuple) and args else args  # how samples are packed in the file
     mode, alpha, transparent = picture.mode, None, picture.info.get("transparency")
+    if raw == "LA;16B":  # Pillow would keep the upper byte of each sample alone
+        picture.tile = [picture.tile[0]._replace(args="RGBA")]
+    _unlimited(picture.load)
     if raw == "LA;16B":
-        picture.tile = [picture.tile[0]._replace(args="RGBA")]  # the four bytes of each pixel
         values, alpha = np.moveaxis(np.asarray(picture).view(">u2").astype(np.uint16), 2, 0)
-    elif raw in OTHER_ORDER:  # Pillow keeps the upper byte of each sample; in the other byte order, the lower
+    elif raw in OTHER_ORDER:  # the same, but it keeps the lower byte if asked for the other byte order
         with _open(source, i) as again:
             other = (OTHER_ORDER[raw], *args[1:]) if isinstance(args, tuple) else OTHER_ORDER[raw]
             again.tile = [again.tile[0]._replace(args=other)]
+            _unlimited(again.load)
             values = np.asarray(picture).astype(np.uint16) << 8 | np.asarray(again)
         values, alpha = values[..., :3], values[..., 3] if values.shape[2] == 4 else None
     elif mode == "F" or mode.startswith("I"):
