@@ -209,7 +209,7 @@ def load_pairs(images_dir, masks_dir):
     if not np.any(masks):
         raise ValueError(f"the masks in {folders[1]} are all empty: expected some pixels that are not black")
     if np.all(masks):
-        raise ValueError(f"the masks in {folders[1]} are foreground all over: expected a black or transparent background")
+        raise ValueError(f"the masks in {folders[1]} are foreground all over: expected a black or transparent ground")
     return Micrographs(np.stack(images), np.stack(masks), names)
 
 

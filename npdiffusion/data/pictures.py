@@ -93,7 +93,8 @@ def noise_sigma(image):
 def save_png(path, images, columns=None):
     """Write images side by side as one PNG file, by ``atomic_write``.
 
-    images: (N, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (RGB). ValueError for others, and for integers.
+    images: (N, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (RGB); any other, and
+        integers, raise ValueError.
     columns: images in a row; by default as many as make the sheet square.
     """
     images = np.asarray(images)

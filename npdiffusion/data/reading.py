@@ -7,6 +7,8 @@ import math
 import os
 import re
 import threading
+import warnings
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -135,11 +137,10 @@ def _from_samples(page, whole):
 def _from_page(page, source, error):
     """A frame of a TIFF page by Pillow; NotImplementedError, for the reason of ``error``, if it cannot either."""
     try:
-        picture = _open(source, page.index)
+        with _open(source, page.index) as picture:
+            frame = _from_picture(picture, source, page.index)
     except (SyntaxError, UnidentifiedImageError):
         raise NotImplementedError(str(error)) from error
-    with picture:
-        frame = _from_picture(picture, source, page.index)
     values = frame.values
     if page.bitspersample > 8 or page.sampleformat != 1:
         values = values.astype(page.dtype)  # Pillow has no signed 8, signed 16 and unsigned 32 bits
@@ -155,9 +156,10 @@ def _inverted(values):
 # ---------------------------------------------------------------------------------------------- Pillow
 
 
-def _unlimited(function, *args):
-    """function(*args), while Pillow's limit on the number of pixels is lifted: memory is the limit."""
-    with limit:
+def _quietly(function, *args):
+    """function(*args) without Pillow's warnings, and without its limit on the number of pixels: memory is the limit."""
+    with limit, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return function(*args)
@@ -165,12 +167,14 @@ def _unlimited(function, *args):
             Image.MAX_IMAGE_PIXELS = pixels
 
 
+@contextmanager
 def _open(source, frame=0):
     """Pillow's picture at that frame."""
-    picture = _unlimited(Image.open, io.BytesIO(source.getbuffer()) if isinstance(source, io.BytesIO) else source)
-    _check_memory(*picture.size, 4)
-    _unlimited(picture.seek, frame)
-    return picture
+    again = io.BytesIO(source.getbuffer()) if isinstance(source, io.BytesIO) else source
+    with _quietly(Image.open, again) as picture:
+        _check_memory(*picture.size, 4)
+        _quietly(picture.seek, frame)
+        yield picture
 
 
 def _from_pillow(source):
@@ -179,7 +183,7 @@ def _from_pillow(source):
         for i in itertools.count():
             yield _from_picture(picture, source, i)
             try:
-                _unlimited(picture.seek, i + 1)
+                _quietly(picture.seek, i + 1)
             except EOFError:  # that was the last one
                 return
 
@@ -191,14 +195,14 @@ def _from_picture(picture, source, i):
     mode, alpha, transparent = picture.mode, None, picture.info.get("transparency")
     if raw == "LA;16B":  # Pillow would keep the upper byte of each sample alone
         picture.tile = [picture.tile[0]._replace(args="RGBA")]
-    _unlimited(picture.load)
+    _quietly(picture.load)
     if raw == "LA;16B":
         values, alpha = np.moveaxis(np.asarray(picture).view(">u2").astype(np.uint16), 2, 0)
     elif raw in OTHER_ORDER:  # the same, but it keeps the lower byte if asked for the other byte order
         with _open(source, i) as again:
             other = (OTHER_ORDER[raw], *args[1:]) if isinstance(args, tuple) else OTHER_ORDER[raw]
             again.tile = [again.tile[0]._replace(args=other)]
-            _unlimited(again.load)
+            _quietly(again.load)
             values = np.asarray(picture).astype(np.uint16) << 8 | np.asarray(again)
         values, alpha = values[..., :3], values[..., 3] if values.shape[2] == 4 else None
     elif mode == "F" or mode.startswith("I"):
@@ -214,8 +218,9 @@ def _from_picture(picture, source, i):
             values, alpha = values[..., 0] if grey else values[..., :3], values[..., -1]
     if transparent is not None:  # one grey or colour of 16 bits
         alpha = np.atleast_3d(values != np.array(transparent)).any(2)
-    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)  # Pillow turns TIFF itself, and removes the tag
-    return Frame(values, None if alpha is None else _fraction(alpha), orientation, picture.format in LOSSY)
+    exif = _quietly(picture.getexif)  # Pillow turns TIFF itself, and removes the tag
+    return Frame(values, None if alpha is None else _fraction(alpha), exif.get(ExifTags.Base.Orientation, 1),
+                 picture.format in LOSSY)
 
 
 def _fraction(alpha):
@@ -225,4 +230,4 @@ def _fraction(alpha):
 
 def _check_memory(width, height, pixel_bytes):
     if 3 * width * height * pixel_bytes > MEMORY:  # the file's samples, and what is made from them
-        raise NotImplementedError(f"{width}×{height} pixels do not fit into this machine's {MEMORY / 1e9:.0f} GB memory")
+        raise NotImplementedError(f"{width}×{height} pixels do not fit into {MEMORY / 1e9:.0f} GB of memory")
