@@ -58,7 +58,8 @@ def faults(node):
         yield changed("negation", test=ast.UnaryOp(ast.Not(), node.test))
     if isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
         value = node.value
-        yield "constant", repr(not value if type(value) is bool else value + 1 if type(value) is int else 2 * value or 1.0)
+        other = {bool: not value, int: value + 1, float: 2 * value or 1.0}[type(value)]
+        yield "constant", repr(other)
     if isinstance(node, ast.Name) and node.id in NAMES:
         yield "name", NAMES[node.id]
     if isinstance(node, ast.Attribute) and node.attr in NAMES:
