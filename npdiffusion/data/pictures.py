@@ -1,6 +1,7 @@
 """Pictures in and out: the user's own digit made to look like one of MNIST's, and sheets of results."""
 
 import math
+from functools import reduce
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -135,7 +136,7 @@ def _without_hot_pixels(grey):
     """
     (h, w), padded = grey.shape, np.pad(grey, 1, mode="reflect")
     near = [padded[i:i + h, j:j + w] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
-    usual = np.clip(grey, np.minimum.reduce(near), np.maximum.reduce(near))
+    usual = np.clip(grey, reduce(np.minimum, near), reduce(np.maximum, near))
     beyond = np.maximum(grey, usual) - np.minimum(grey, usual)
     hot = beyond > 0.5 * np.ptp(usual)
     if hot.any():
