@@ -49,7 +49,8 @@ def files(tmp_path_factory):
         tif(COLOURS, photometric="rgb", rowsperstrip=7), tif(np.stack([GREY] * 3)), tif(GREY > 9),
         written(tifffile.imwrite, np.stack([DEEP] * 3), imagej=True), pil(GREY, "tiff", compression="tiff_lzw"),
         pil(DEEP, "tiff", compression="tiff_lzw"), pil(COLOURS, "tiff", compression="jpeg"),
-        tif(GREY, photometric="palette", colormap=np.zeros((3, 256), np.uint16)), pil(GREY, "tiff", compression="packbits")]
+        tif(GREY, photometric="palette", colormap=np.zeros((3, 256), np.uint16)),
+        pil(GREY, "tiff", compression="packbits")]
     digits = gzip.compress(idx(GREY[:28, :28].repeat(5, 0).reshape(5, 28, 28)))
     return path, [*((data, (read_micrograph, load_picture, as_mask)) for data in pictures), (digits, (as_digits,)),
                   *[((path / "weights").read_bytes(), (load_file, load_weights))] * 4]
