@@ -111,6 +111,7 @@ ZOO = {
     "CMYK JPEG": (pil(np.repeat(GREY[..., None], 3, 2), "jpeg", "CMYK", quality=100), GREY),
     "not declared samples": (tif(with_alpha(GREY, np.uint8(3)), extrasamples=["unspecified"]), GREY),
     "alpha": (tif(with_alpha(COLOURS, np.uint8(255)), photometric="rgb", extrasamples=["unassalpha"]), luma),
+    "no photometric tag": (tif(GREY).replace(b"\6\1\3\0\1", b"\xe8\xfd\3\0\1"), GREY),
     "tiles": (tif(GREY, tile=(16, 16), compression="zlib", predictor=True), GREY),
     "strips, big end, BigTIFF": (tif(GREY, rowsperstrip=5, byteorder=">", bigtiff=True), GREY),
     "LZW": (pil(GREY, compression="tiff_lzw"), GREY), "PackBits": (pil(GREY, compression="packbits"), GREY),
@@ -170,12 +171,20 @@ def test_every_kind_is_read_as_a_viewer_shows_it(tmp_path, name):
     (tif(deep.astype(np.complex64)), "complex"), (tif(np.full((H, W), np.inf, np.float32)), "not finite"),
     (retagged(pil(deep, compression="tiff_lzw", tiffinfo={339: 1}), SampleFormat=3), "requires the 'imagecodecs'"),
     (tif(np.stack([GREY] * 3)), "a has 3 frames, expected one: split it"),
+    (tif(TWELVE, planarconfig="contig"), "photometric interpretation 1 in .* samples is not supported"),
 ])
 def test_whole_files_that_are_not_read_say_why(tmp_path, data, reason):
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(ValueError, match=reason) as caught:
         read_micrograph(tmp_path / "a")
     assert "give a whole" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tag, value", [("StripByteCounts", (120, 0, 120, 120)), ("StripOffsets", (200, 300))])
+def test_missing_strips_are_damage(tmp_path, tag, value):
+    (tmp_path / "a").write_bytes(retagged(tif(GREY, rowsperstrip=6), **{tag: value}))
+    with pytest.raises(ValueError, match="parts of it are missing.*give a whole"):
+        read_micrograph(tmp_path / "a")
 
 
 # ---------------------------------------------------------------------------------------------- several pages
@@ -259,11 +268,12 @@ def test_each_frame_and_each_file_has_its_own_orientation(tmp_path):
 # ---------------------------------------------------------------------------------------------- masks
 
 
-MARK = np.hypot(*(np.mgrid[:32, :32] - 15.5)) < 9
+MARK = np.hypot(*(np.mgrid[:32, :32] - np.array([15, 11]).reshape(2, 1, 1))) < 9
 BYTES = MARK * np.uint8(255)
 WHITE = np.stack([BYTES] * 3, 2)
 LABELS = MARK * (1 + (np.arange(32) > 15)).astype(np.uint8)
 RED = WHITE * np.array([1, 0, 0], np.uint8)
+FAINT = np.where(MARK, 140, 100).astype(np.uint8)
 GROUND = np.full((32, 32, 3), 255, np.uint8)
 
 MASKS = {
@@ -283,7 +293,13 @@ MASKS = {
     "white on transparent black": pil(with_alpha(WHITE, BYTES), "png"),
     "red on transparent white": pil(with_alpha(GROUND // 2 + RED // 2, BYTES), "png"),
     "opaque": pil(with_alpha(WHITE, np.uint8(255)), "png"),
-    "faint elsewhere": pil(with_alpha(GROUND, np.where(MARK, 140, 100).astype(np.uint8)), "png"),
+    "faint elsewhere": pil(with_alpha(GROUND, FAINT), "png"),
+    "faint, 16 bits": png(with_alpha(GROUND, FAINT * np.uint16(257)), 16, 6),
+    "faint grey": png(with_alpha(GROUND[..., :1], FAINT * np.uint16(257)), 16, 4),
+    **{f"faint, {kind}, {scale}": tif(with_alpha(GROUND, FAINT * scale), photometric="rgb", extrasamples=[kind])
+       for kind in ("unassalpha", "assocalpha") for scale in (np.uint8(1), np.uint16(257), np.float32(1 / 255))},
+    "another sample": tif(with_alpha(WHITE, np.uint8(0)), photometric="rgb", extrasamples=["unspecified"]),
+    "turned": pil(np.rot90(with_alpha(GROUND, BYTES)), "png", exif=exif(6)),
     "grey on transparent white": png(with_alpha(GROUND[..., :1], BYTES), kind=4),
     "grey, 16 bits": png(with_alpha(GROUND[..., :1], BYTES).astype(np.uint16) * 257, 16, 4),
     "RGBA, 16 bits": png(with_alpha(GROUND, BYTES).astype(np.uint16) * 257, 16, 6),
@@ -292,9 +308,10 @@ MASKS = {
                                  extrasamples=["unassalpha"]),
     "premultiplied": tif(with_alpha(WHITE, BYTES), photometric="rgb", extrasamples=["assocalpha"]),
     "transparent grey, 4 bits": png(np.where(MARK, 15, 3).astype(np.uint8), 4, tRNS=struct.pack(">H", 3)),
+    "transparent grey, 2 bits": png(np.where(MARK, 3, 1).astype(np.uint8), 2, tRNS=struct.pack(">H", 1)),
     "transparent grey, 16 bits": png(np.where(MARK, 900, 300), 16, tRNS=struct.pack(">H", 300)),
     "transparent colour": png(GROUND - 9 * ~MARK[..., None], kind=2, tRNS=struct.pack(">HHH", 246, 246, 246)),
-    "transparent colour, 16 bits": png(np.where(WHITE, 900, 300), 16, 2, tRNS=struct.pack(">HHH", 300, 300, 300)),
+    "transparent colour, 16 bits": png(np.where(RED, 900, 300), 16, 2, tRNS=struct.pack(">HHH", 300, 300, 300)),
 }
 
 
@@ -331,6 +348,8 @@ def test_memory_is_the_only_limit(tmp_path, monkeypatch, data):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     np.testing.assert_array_equal(read_micrograph(tmp_path / "a"), GREY)
     load_picture(tmp_path / "a")
+    (tmp_path / "b").write_bytes(lzw_rgb)
+    read_micrograph(tmp_path / "b")
     assert Image.MAX_IMAGE_PIXELS == 100
     monkeypatch.setattr(reading, "MEMORY", 1000)
     with pytest.raises(ValueError, match="20×24 pixels do not fit into 0 GB of memory"):

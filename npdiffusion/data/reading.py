@@ -117,8 +117,8 @@ def _frames(source):
 def _from_samples(page, whole):
     """Frames of a TIFF page, or of the stack ``whole`` that it stands for, by tifffile."""
     colours = page.photometric if "PhotometricInterpretation" in page.tags else BLACK_IS_ZERO
-    count = 3 if colours == RGB else 1
-    if colours > PALETTE or page.bitspersample < 8 or page.imagedepth > 1 or page.samplesperpixel < count:
+    count, known = (3, page.samplesperpixel >= 3) if colours == RGB else (1, page.samplesperpixel <= 2)
+    if not known or colours > PALETTE or page.bitspersample < 8 or page.imagedepth > 1:
         raise NotImplementedError(f"photometric interpretation {colours} in {page.shape} samples is not supported")
     for samples in whole.asarray(maxworkers=1).reshape(-1, *page.shape):
         samples = np.moveaxis(samples, page.axes.index("S"), -1) if "S" in page.axes else samples[..., None]
