@@ -7,7 +7,8 @@ import os
 import re
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -95,7 +96,8 @@ def _frames(source):
             for i, part in enumerate(ImageSequence.Iterator(picture)):
                 yield _from_picture(part, source, i)
         return
-    with file:
+    with file, ExitStack() as stack:
+        pillow = cache(lambda: stack.enter_context(_open(source)))  # opened if need be, and once for all pages
         for page in file.pages:
             if page.subfiletype & 0b101:  # a thumbnail or a transparency mask
                 continue
@@ -108,7 +110,7 @@ def _frames(source):
             except (NotImplementedError, ValueError) as error:
                 if not re.search("requires|not supported", str(error)):
                     raise
-                yield _from_page(page, source, error)
+                yield _from_page(page, source, pillow, error)
 
 
 # ---------------------------------------------------------------------------------------------- TIFF
@@ -132,11 +134,11 @@ def _from_samples(page, whole):
         yield Frame(values, alpha[0] if alpha else None, page.tags.valueof("Orientation", 1), page.compression in LOSSY)
 
 
-def _from_page(page, source, error):
+def _from_page(page, source, pillow, error):
     """A frame of a TIFF page by Pillow; NotImplementedError, for the reason of ``error``, if it cannot either."""
     try:
-        with _open(source, page.index) as picture:
-            frame = _from_picture(picture, source, page.index)
+        _quietly(pillow().seek, page.index)
+        frame = _from_picture(pillow(), source, page.index)
     except (SyntaxError, UnidentifiedImageError):
         raise NotImplementedError(str(error)) from error
     values = frame.values
