@@ -10,13 +10,13 @@ import warnings
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from test_data import idx
 
 from npdiffusion.checkpoint import load_file, load_weights, save_weights
 from npdiffusion.data import MNIST, DataNotFoundError, load_pairs, load_picture, mnist, read_micrograph
 
-tifffile = pytest.importorskip("tifffile")
 N, SEED = int(os.environ.get("FUZZ", 500)), int(os.environ.get("FUZZ_SEED", 0))
 GREY = np.add.outer(np.arange(40), 3 * np.arange(50)).astype(np.uint8)
 DEEP, COLOURS = GREY * np.uint16(200), np.stack([GREY, GREY // 2, 255 - GREY], 2)

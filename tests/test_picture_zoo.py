@@ -6,15 +6,16 @@ file.
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from npdiffusion.data import load_pairs, load_picture, read_micrograph, reading
-
-tifffile = pytest.importorskip("tifffile")
 
 H, W = 24, 20
 GREY = (np.arange(H * W).reshape(H, W) * 255 // (H * W - 1)).astype(np.uint8)  # no symmetry: turns would show
@@ -354,6 +355,15 @@ def test_memory_is_the_only_limit(tmp_path, monkeypatch, data):
     monkeypatch.setattr(reading, "MEMORY", 1000)
     with pytest.raises(ValueError, match="20×24 pixels do not fit into 0 GB of memory"):
         read_micrograph(tmp_path / "a")
+
+
+def test_threads_leave_pillow_and_warnings_as_they_were(tmp_path):
+    (tmp_path / "a").write_bytes(pil(GREY, "png"))
+    before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(lambda _: read_micrograph(tmp_path / "a"), range(100)))
+    np.testing.assert_array_equal(images, [GREY] * 100)
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
 
 
 @pytest.mark.slow
