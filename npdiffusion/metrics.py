@@ -8,21 +8,18 @@ WINDOW = 11  # pixels: width of the window of ssim
 
 
 def as_float64(images, originals, peak):
-    """Both arrays as float64, and the width of their range: ``peak``, or if None, 2 for [−1, 1] and 255 for uint8."""
-    if peak is None:
-        kinds = {x.dtype if x.dtype.kind != "f" else "floats" for x in (images, originals)}
-        peak = 2.0 if kinds == {"floats"} else 255.0 if kinds == {np.dtype(np.uint8)} else None
-    if peak is None:
-        raise ValueError(f"peak must be given for pictures of {images.dtype} and {originals.dtype}: the default is 2 "
-                         "for floats in [-1, 1], 255 if both are uint8")
-    return images.astype(np.float64), originals.astype(np.float64), peak
+    """Both arrays as float64, and the width of their range: 2 if ``peak`` is None and both are floating."""
+    if peak is None and not images.dtype.kind == originals.dtype.kind == "f":
+        raise ValueError(f"peak must be given for pictures of {images.dtype} and {originals.dtype}, as peak=255: "
+                         "the default is for floats in [-1, 1]")
+    return images.astype(np.float64), originals.astype(np.float64), 2.0 if peak is None else peak
 
 
 def psnr(images, originals, peak=None):
     """Peak signal-to-noise ratio in dB for each picture: 10·log₁₀(peak²/MSE); infinite where they are equal.
 
-    images, originals: (N, …) arrays of one shape. peak: the width of their range, by default 2 (floats in [−1, 1]) or
-    255 (both uint8); ValueError if other types leave it open. Returns (N,) float64.
+    images, originals: (N, …) arrays of one shape. peak: the width of their range, by default 2 for floats in [−1, 1];
+    integers need it (ValueError). Returns (N,) float64.
     """
     if images.shape != originals.shape:
         raise ValueError(f"psnr expects two arrays of one shape, got {images.shape} and {originals.shape}")

@@ -58,7 +58,8 @@ def faults(node):
         yield changed("negation", test=ast.UnaryOp(ast.Not(), node.test))
     if isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
         value = node.value
-        yield "constant", repr(not value if type(value) is bool else value + 1 if type(value) is int else 2 * value)
+        other = {bool: not value, int: value + 1, float: 2 * value or 1.0}[type(value)]
+        yield "constant", repr(other)
     if isinstance(node, ast.Name) and node.id in NAMES:
         yield "name", NAMES[node.id]
     if isinstance(node, ast.Attribute) and node.attr in NAMES:
@@ -119,7 +120,10 @@ def main():
             for kind, *mutant in mutants_of(path):
                 kinds.setdefault(kind, []).append((path.relative_to(ROOT / PACKAGE), *mutant))
     rng = random.Random(args.seed)
-    drawn = [(kind, *rng.choice(kinds[kind])) for kind in (rng.choice(sorted(kinds)) for _ in range(args.count))]
+    drawn, left = [], {kind: rng.sample(mutants, len(mutants)) for kind, mutants in kinds.items()}
+    while any(left.values()) and len(drawn) < args.count:  # as many of each kind, on average; none twice
+        kind = rng.choice(sorted(kind for kind in left if left[kind]))
+        drawn.append((kind, *left[kind].pop()))
     survived = tried = 0
     with tempfile.TemporaryDirectory() as copy:
         copy = shutil.copytree(ROOT, Path(copy) / "copy", ignore=shutil.ignore_patterns(".git", "runs", "__pycache__"))

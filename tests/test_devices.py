@@ -583,6 +583,8 @@ def example(cupy, monkeypatch, tmp_path):
         return {"mnist-ddpm": UNet(channels=(8,), num_classes=10), "mnist-classifier": Classifier(channels=(8,)),
                 "sstem-mitochondria": UNet(16, 16, channels=(8,), time=False)}[name]
 
+    monkeypatch.setattr(importlib.import_module("command_line"), "pretrained", pretrained)
+
     def denoise(model, scheduler, noisy, *_, **__):
         assert model.device == "cuda:0"
         return noisy

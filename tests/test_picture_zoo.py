@@ -1,19 +1,21 @@
 """A zoo of picture files, as microscopes and other programs write them, against the arrays that went in.
 
-Written by tifffile, Pillow, and a few lines of PNG below; the right answer is made from the arrays by rules of this file.
+Written by tifffile, Pillow, and a few lines of PNG below; the right answer is made from the arrays by rules of this
+file.
 """
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from npdiffusion.data import load_pairs, load_picture, read_micrograph, reading
-
-tifffile = pytest.importorskip("tifffile")
 
 H, W = 24, 20
 GREY = (np.arange(H * W).reshape(H, W) * 255 // (H * W - 1)).astype(np.uint8)  # no symmetry: turns would show
@@ -83,8 +85,8 @@ deep = GREY.astype(np.uint16) * 16 + 100
 signed, wide = deep.astype(np.int16) - 2000, deep.astype(np.uint32) + 3_000_000_000
 opaque = with_alpha(TWELVE, np.uint16(65535))
 luma, palette = COLOURS @ LUMA, COLOURS.reshape(-1, 3)[:256]
-lzw_rgb = retagged(pil(TWELVE.reshape(H, 3 * W), compression="tiff_lzw", tiffinfo={277: 1}), ImageWidth=W, SamplesPerPixel=3,
-                   BitsPerSample=(16, 16, 16), PhotometricInterpretation=2)
+lzw_rgb = retagged(pil(TWELVE.reshape(H, 3 * W), compression="tiff_lzw", tiffinfo={277: 1}), ImageWidth=W,
+                   SamplesPerPixel=3, BitsPerSample=(16, 16, 16), PhotometricInterpretation=2)
 cmyk = np.concatenate([255 - COLOURS, 0 * GREY[..., None] + 20], 2).astype(np.uint8)
 inked = (255 - cmyk[..., :3].astype(float)) * (235 / 255) @ LUMA
 bits4, bits2 = GREY >> 4, GREY >> 6
@@ -98,17 +100,19 @@ ZOO = {
     "G4": (pil(GREY > 99, compression="group4"), 255 * (GREY > 99)),
     "signed": (tif(GREY.astype(np.int16).__sub__(128).astype(np.int8)), GREY),
     "signed, LZW": (retagged(pil(GREY ^ 128, compression="tiff_lzw", tiffinfo={339: 1}), SampleFormat=2), GREY),
-    "RGB": (tif(COLOURS, photometric="rgb"), luma), "planes": (tif(np.moveaxis(COLOURS, 2, 0), photometric="rgb",
-                                                                 planarconfig="separate"), luma),
+    "RGB": (tif(COLOURS, photometric="rgb"), luma),
+    "RGB, signed": (tif((COLOURS ^ 128).view(np.int8), photometric="rgb"), luma),
+    "planes": (tif(np.moveaxis(COLOURS, 2, 0), photometric="rgb", planarconfig="separate"), luma),
     "palette": (tif(GREY, photometric="palette", colormap=np.stack([tones, tones[::-1], tones // 2])),
                 np.stack([GREY, 255 - GREY, tones[GREY] // 2 >> 8], 2) @ LUMA),
     "palette of 8 bits": (tif(GREY, photometric="palette", colormap=np.stack([tones >> 8] * 3)), GREY),
-    "16-bit palette": (tif(deep, photometric="palette", colormap=np.tile(np.arange(65536, dtype=np.uint16)[::-1],
-                                                                        (3, 1))), 65535 - deep >> 8),
+    "16-bit palette": (tif(deep, photometric="palette",
+                           colormap=np.tile(np.arange(65536, dtype=np.uint16)[::-1], (3, 1))), 65535 - deep >> 8),
     "CMYK": (tif(cmyk, photometric="separated"), inked), "CMYK by Pillow": (pil(COLOURS, mode="CMYK"), luma),
     "CMYK JPEG": (pil(np.repeat(GREY[..., None], 3, 2), "jpeg", "CMYK", quality=100), GREY),
     "not declared samples": (tif(with_alpha(GREY, np.uint8(3)), extrasamples=["unspecified"]), GREY),
     "alpha": (tif(with_alpha(COLOURS, np.uint8(255)), photometric="rgb", extrasamples=["unassalpha"]), luma),
+    "no photometric tag": (tif(GREY).replace(b"\6\1\3\0\1", b"\xe8\xfd\3\0\1"), GREY),
     "tiles": (tif(GREY, tile=(16, 16), compression="zlib", predictor=True), GREY),
     "strips, big end, BigTIFF": (tif(GREY, rowsperstrip=5, byteorder=">", bigtiff=True), GREY),
     "LZW": (pil(GREY, compression="tiff_lzw"), GREY), "PackBits": (pil(GREY, compression="packbits"), GREY),
@@ -168,6 +172,7 @@ def test_every_kind_is_read_as_a_viewer_shows_it(tmp_path, name):
     (tif(deep.astype(np.complex64)), "complex"), (tif(np.full((H, W), np.inf, np.float32)), "not finite"),
     (retagged(pil(deep, compression="tiff_lzw", tiffinfo={339: 1}), SampleFormat=3), "requires the 'imagecodecs'"),
     (tif(np.stack([GREY] * 3)), "a has 3 frames, expected one: split it"),
+    (tif(TWELVE, planarconfig="contig"), "photometric interpretation 1 in .* samples is not supported"),
 ])
 def test_whole_files_that_are_not_read_say_why(tmp_path, data, reason):
     (tmp_path / "a").write_bytes(data)
@@ -176,13 +181,20 @@ def test_whole_files_that_are_not_read_say_why(tmp_path, data, reason):
     assert "give a whole" not in str(caught.value)
 
 
+@pytest.mark.parametrize("tag, value", [("StripByteCounts", (120, 0, 120, 120)), ("StripOffsets", (200, 300))])
+def test_missing_strips_are_damage(tmp_path, tag, value):
+    (tmp_path / "a").write_bytes(retagged(tif(GREY, rowsperstrip=6), **{tag: value}))
+    with pytest.raises(ValueError, match="parts of it are missing.*give a whole"):
+        read_micrograph(tmp_path / "a")
+
+
 # ---------------------------------------------------------------------------------------------- several pages
 
 
 def test_thumbnails_and_masks_are_no_frames(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a") as file:
         for array, kind in ((GREY[::2, ::2], 1), (GREY, 0), (GREY[::2, ::2], 1), (GREY > 3, 4)):
-            file.write(array, subfiletype=kind, photometric="minisblack", subifds=1 if kind == 0 else None, metadata=None)
+            file.write(array, subfiletype=kind, photometric="minisblack", subifds=1 - kind if kind < 2 else 0)
             if kind == 0:
                 file.write(array[::2, ::2], subfiletype=1, photometric="minisblack", metadata=None)
     np.testing.assert_array_equal(read_micrograph(tmp_path / "a"), GREY)
@@ -222,7 +234,8 @@ def exif(orientation):
     return tags
 
 
-TURNED = {"PNG": lambda a, o: pil(a, "png", exif=exif(o)), "JPEG": lambda a, o: pil(a, "jpeg", exif=exif(o), quality=100),
+TURNED = {"PNG": lambda a, o: pil(a, "png", exif=exif(o)),
+          "JPEG": lambda a, o: pil(a, "jpeg", exif=exif(o), quality=100),
           "RGB PNG16": lambda a, o: png(np.stack([a.astype(np.uint16) * 99] * 3, 2), 16, 2, eXIf=exif(o).tobytes()[6:]),
           "LZW": lambda a, o: pil(a, compression="tiff_lzw", tiffinfo={274: o}),
           **{np.dtype(t).name: lambda a, o, t=t: tif(a.astype(t), extratags=[(274, "H", 1, o, True)])
@@ -256,11 +269,12 @@ def test_each_frame_and_each_file_has_its_own_orientation(tmp_path):
 # ---------------------------------------------------------------------------------------------- masks
 
 
-MARK = np.hypot(*(np.mgrid[:32, :32] - 15.5)) < 9
+MARK = np.hypot(*(np.mgrid[:32, :32] - np.array([15, 11]).reshape(2, 1, 1))) < 9
 BYTES = MARK * np.uint8(255)
 WHITE = np.stack([BYTES] * 3, 2)
 LABELS = MARK * (1 + (np.arange(32) > 15)).astype(np.uint8)
 RED = WHITE * np.array([1, 0, 0], np.uint8)
+FAINT = np.where(MARK, 140, 100).astype(np.uint8)
 GROUND = np.full((32, 32, 3), 255, np.uint8)
 
 MASKS = {
@@ -280,7 +294,13 @@ MASKS = {
     "white on transparent black": pil(with_alpha(WHITE, BYTES), "png"),
     "red on transparent white": pil(with_alpha(GROUND // 2 + RED // 2, BYTES), "png"),
     "opaque": pil(with_alpha(WHITE, np.uint8(255)), "png"),
-    "faint elsewhere": pil(with_alpha(GROUND, np.where(MARK, 140, 100).astype(np.uint8)), "png"),
+    "faint elsewhere": pil(with_alpha(GROUND, FAINT), "png"),
+    "faint, 16 bits": png(with_alpha(GROUND, FAINT * np.uint16(257)), 16, 6),
+    "faint grey": png(with_alpha(GROUND[..., :1], FAINT * np.uint16(257)), 16, 4),
+    **{f"faint, {kind}, {scale}": tif(with_alpha(GROUND, FAINT * scale), photometric="rgb", extrasamples=[kind])
+       for kind in ("unassalpha", "assocalpha") for scale in (np.uint8(1), np.uint16(257), np.float32(1 / 255))},
+    "another sample": tif(with_alpha(WHITE, np.uint8(0)), photometric="rgb", extrasamples=["unspecified"]),
+    "turned": pil(np.rot90(with_alpha(GROUND, BYTES)), "png", exif=exif(6)),
     "grey on transparent white": png(with_alpha(GROUND[..., :1], BYTES), kind=4),
     "grey, 16 bits": png(with_alpha(GROUND[..., :1], BYTES).astype(np.uint16) * 257, 16, 4),
     "RGBA, 16 bits": png(with_alpha(GROUND, BYTES).astype(np.uint16) * 257, 16, 6),
@@ -289,9 +309,10 @@ MASKS = {
                                  extrasamples=["unassalpha"]),
     "premultiplied": tif(with_alpha(WHITE, BYTES), photometric="rgb", extrasamples=["assocalpha"]),
     "transparent grey, 4 bits": png(np.where(MARK, 15, 3).astype(np.uint8), 4, tRNS=struct.pack(">H", 3)),
+    "transparent grey, 2 bits": png(np.where(MARK, 3, 1).astype(np.uint8), 2, tRNS=struct.pack(">H", 1)),
     "transparent grey, 16 bits": png(np.where(MARK, 900, 300), 16, tRNS=struct.pack(">H", 300)),
     "transparent colour": png(GROUND - 9 * ~MARK[..., None], kind=2, tRNS=struct.pack(">HHH", 246, 246, 246)),
-    "transparent colour, 16 bits": png(np.where(WHITE, 900, 300), 16, 2, tRNS=struct.pack(">HHH", 300, 300, 300)),
+    "transparent colour, 16 bits": png(np.where(RED, 900, 300), 16, 2, tRNS=struct.pack(">HHH", 300, 300, 300)),
 }
 
 
@@ -309,7 +330,7 @@ def test_masks_are_what_a_person_sees(tmp_path, name):
 
 
 @pytest.mark.parametrize("data, reason", [
-    (pil(~MARK * np.uint8(254) + 1, "png"), "foreground all over: expected a black or transparent background"),
+    (pil(~MARK * np.uint8(254) + 1, "png"), "foreground all over: expected a black or transparent ground"),
     (pil(GROUND, "jpeg"), "foreground all over"), (pil(with_alpha(0 * WHITE, BYTES), "png"), "are all empty"),
     (pil(LABELS, "jpeg"), "are all empty"), (tif(np.where(MARK, np.nan, 0).astype(np.float32)), "not finite"),
     (tif(np.where(MARK, 1.5, -0.5).astype(np.float32)), "fractions beyond 0 and 1"),
@@ -328,10 +349,21 @@ def test_memory_is_the_only_limit(tmp_path, monkeypatch, data):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     np.testing.assert_array_equal(read_micrograph(tmp_path / "a"), GREY)
     load_picture(tmp_path / "a")
+    (tmp_path / "b").write_bytes(lzw_rgb)
+    read_micrograph(tmp_path / "b")
     assert Image.MAX_IMAGE_PIXELS == 100
     monkeypatch.setattr(reading, "MEMORY", 1000)
-    with pytest.raises(ValueError, match="20×24 pixels do not fit into this machine's 0 GB memory"):
+    with pytest.raises(ValueError, match="20×24 pixels do not fit into 0 GB of memory"):
         read_micrograph(tmp_path / "a")
+
+
+def test_threads_leave_pillow_and_warnings_as_they_were(tmp_path):
+    (tmp_path / "a").write_bytes(pil(GREY, "png"))
+    before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(lambda _: read_micrograph(tmp_path / "a"), range(100)))
+    np.testing.assert_array_equal(images, [GREY] * 100)
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
 
 
 @pytest.mark.slow

@@ -153,6 +153,7 @@ def test_defaults_are_what_the_docs_say(capsys):
                       for options in ({}, dict(labels=None, groups=40, batch_size=200, report=None)))
     for part, same in zip(bound, spelled):
         np.testing.assert_array_equal(part, same)
+    denoise(model, scheduler, x, 9, "ddim")
     assert capsys.readouterr() == ("", "")
     denoise(model, scheduler, x, 9, "ddim", progress=True)
     assert "10/10" in capsys.readouterr().err

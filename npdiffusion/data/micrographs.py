@@ -250,7 +250,7 @@ def _not_black(frame):
 def _foreground(frame):
     """As :func:`_not_black`, but where tones are not exact (JPEG) or fractions of 1, from one half on."""
     values = np.atleast_3d(frame.values)
-    if frame.lossy:
+    if frame.lossy and values.dtype == np.uint8:
         values = values >= 128
     elif values.dtype.kind == "f" and (values % 1 != 0).any():
         if values.min() < 0 or values.max() > 1:

@@ -1,6 +1,7 @@
 """Pictures in and out: the user's own digit made to look like one of MNIST's, and sheets of results."""
 
 import math
+from functools import reduce
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -15,12 +16,12 @@ NOISY = 0.05  # of the contrast: with more noise than this, a picture keeps it
 def load_picture(path, size=32):
     """Read a picture of any size and kind, and make it a light-on-dark grey square like MNIST's digits.
 
-    Turned upright (EXIF), converted to grey, inverted if dark on light, stretched so that the paper is -1, the ink 1,
-    padded to a square (nothing is cut off), cropped to the ink if that is less than half as large as the picture,
-    resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but where there is more noise than that,
+    Turned upright (EXIF, TIFF), converted to grey, cleared of hot pixels, inverted if dark on light, stretched so that
+    the paper is -1, the ink 1, padded to a square (nothing is cut off), cropped to the ink if that is less than half as
+    large as the picture, resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but where there is more noise than that,
     it is kept: a denoiser wants it whole, on both sides of the paper's grey.
 
-    path: a file that Pillow can read; of an animation, the first frame is taken. size: height and width of the result.
+    path: a file that Pillow or tifffile can read; of several frames, the first is taken. size: of the result's sides.
 
     Returns (1, 1, size, size) float32 in [-1, 1] (beyond, where noise is kept), and a list of short sentences that say
     what was done. Raises FileNotFoundError, or ValueError for a file that is no picture, or a damaged one.
@@ -135,7 +136,7 @@ def _without_hot_pixels(grey):
     """
     (h, w), padded = grey.shape, np.pad(grey, 1, mode="reflect")
     near = [padded[i:i + h, j:j + w] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
-    usual = np.clip(grey, np.minimum.reduce(near), np.maximum.reduce(near))
+    usual = np.clip(grey, reduce(np.minimum, near), reduce(np.maximum, near))
     beyond = np.maximum(grey, usual) - np.minimum(grey, usual)
     hot = beyond > 0.5 * np.ptp(usual)
     if hot.any():

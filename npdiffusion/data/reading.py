@@ -1,18 +1,18 @@
 """Picture files as arrays: TIFF by tifffile; all other kinds, and what it cannot unpack, by Pillow."""
 
 import io
-import itertools
 import logging
 import math
 import os
 import re
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
 
 MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf  # bytes
 LOSSY = "JPEG", "MPO", "JPEG2000", 6, 7, 33003, 33004, 33005, 34712  # Pillow's formats, and TIFF's compressions
@@ -41,11 +41,9 @@ class Frame(NamedTuple):
 
     def grey(self):
         """(H, W) uint8. More than 8 bits are stretched: the darkest thousandth becomes 0, the brightest 255."""
-        values = self.values
+        values = self.values.view(np.uint8) ^ 128 if self.values.dtype == np.int8 else self.values
         if values.dtype == np.uint8:
             return values if values.ndim == 2 else np.asarray(Image.fromarray(values).convert("L"))
-        if values.dtype == np.int8:
-            return values.view(np.uint8) ^ 128
         if values.ndim == 3:
             values = values @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow
         elif values.dtype.kind in "iu":
@@ -94,9 +92,12 @@ def _frames(source):
     try:
         file = TiffFile(source, is_ome=False)  # OME-TIFF may speak of pages in other files
     except TiffFileError:
-        yield from _from_pillow(source)
+        with _open(source) as picture:
+            for i, part in enumerate(ImageSequence.Iterator(picture)):
+                yield _from_picture(part, source, i)
         return
-    with file:
+    with file, ExitStack() as stack:
+        pillow = cache(lambda: stack.enter_context(_open(source)))  # opened if need be, and once for all pages
         for page in file.pages:
             if page.subfiletype & 0b101:  # a thumbnail or a transparency mask
                 continue
@@ -109,7 +110,7 @@ def _frames(source):
             except (NotImplementedError, ValueError) as error:
                 if not re.search("requires|not supported", str(error)):
                     raise
-                yield _from_page(page, source, error)
+                yield _from_page(page, source, pillow, error)
 
 
 # ---------------------------------------------------------------------------------------------- TIFF
@@ -118,10 +119,9 @@ def _frames(source):
 def _from_samples(page, whole):
     """Frames of a TIFF page, or of the stack ``whole`` that it stands for, by tifffile."""
     colours = page.photometric if "PhotometricInterpretation" in page.tags else BLACK_IS_ZERO
-    count = 3 if colours == RGB else 1
-    if colours > PALETTE or page.bitspersample < 8 or page.imagedepth > 1 or page.samplesperpixel < count:
-        raise NotImplementedError(f"photometric interpretation {colours} of {page.samplesperpixel} samples of "
-                                  f"{page.bitspersample} bits is not supported")
+    count, known = (3, page.samplesperpixel >= 3) if colours == RGB else (1, page.samplesperpixel <= 2)
+    if not known or colours > PALETTE or page.bitspersample < 8 or page.imagedepth > 1:
+        raise NotImplementedError(f"photometric interpretation {colours} in {page.shape} samples is not supported")
     for samples in whole.asarray(maxworkers=1).reshape(-1, *page.shape):
         samples = np.moveaxis(samples, page.axes.index("S"), -1) if "S" in page.axes else samples[..., None]
         values = samples[..., :3] if colours == RGB else samples[..., 0]
@@ -134,18 +134,17 @@ def _from_samples(page, whole):
         yield Frame(values, alpha[0] if alpha else None, page.tags.valueof("Orientation", 1), page.compression in LOSSY)
 
 
-def _from_page(page, source, error):
+def _from_page(page, source, pillow, error):
     """A frame of a TIFF page by Pillow; NotImplementedError, for the reason of ``error``, if it cannot either."""
     try:
-        with _open(source, page.index) as picture:
-            frame = _from_picture(picture, source, page.index)
+        _quietly(pillow().seek, page.index)
+        frame = _from_picture(pillow(), source, page.index)
     except (SyntaxError, UnidentifiedImageError):
         raise NotImplementedError(str(error)) from error
     values = frame.values
-    if page.bitspersample > 8 or page.sampleformat != 1:
-        values = values.astype(page.dtype)  # Pillow has no signed 8, signed 16 and unsigned 32 bits
-        if page.photometric == WHITE_IS_ZERO:
-            values = _inverted(values)
+    if page.bitspersample > 8 or page.sampleformat != 1:  # Pillow holds some in another type, inverts none
+        values = values.astype(page.dtype)
+        values = _inverted(values) if page.photometric == WHITE_IS_ZERO else values
     return frame._replace(values=values, lossy=page.compression in LOSSY)
 
 
@@ -175,17 +174,6 @@ def _open(source, frame=0):
         _check_memory(*picture.size, 4)
         _quietly(picture.seek, frame)
         yield picture
-
-
-def _from_pillow(source):
-    """Frames of a file of any kind."""
-    with _open(source) as picture:
-        for i in itertools.count():
-            yield _from_picture(picture, source, i)
-            try:
-                _quietly(picture.seek, i + 1)
-            except EOFError:  # that was the last one
-                return
 
 
 def _from_picture(picture, source, i):
