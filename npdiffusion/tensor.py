@@ -9,7 +9,7 @@ gradient of the result into the gradients of its inputs. That closure is all the
 """
 
 from contextlib import ContextDecorator
-from operator import attrgetter
+from operator import attrgetter, index
 
 import numpy as np
 
@@ -117,9 +117,7 @@ class Tensor:
         return int(self.item())
 
     def __index__(self):
-        if self.dtype.kind == "f" or self.data.size != 1:
-            raise TypeError(f"only a Tensor of one integer can be an index, not {self.dtype} of shape {self.shape}")
-        return int(self.item())
+        return index(self.item())
 
     def __round__(self, ndigits=None):
         return round(self.item(), ndigits)

@@ -9,7 +9,7 @@ from ..tensor import Tensor
 
 __all__ = ["array", "arrays", "as_tensor", "axes_of", "axis_of", "check_affine", "check_float", "check_image",
            "check_groups", "check_not_empty", "check_not_in_place", "check_probability", "check_tensor",
-           "conv_geometry", "ints", "needs", "of_axis", "of_images", "pair", "pool_geometry"]
+           "conv_geometry", "ints", "needs", "of_images", "pair", "pool_geometry"]
 
 
 def as_tensor(x, like=None):
@@ -55,12 +55,12 @@ def ints(value):
 
 
 def axes_of(dim, ndim):
-    """``dim`` (None for all, an int or a sequence) as a tuple of axes from 0 to ndim − 1, each once.
+    """``dim`` (None or () for all, an int or a sequence) as a tuple of axes from 0 to ndim − 1, each once.
 
     A Tensor () has no axes, but 0 and −1 may be said, as in PyTorch.
     """
-    dims, least = range(ndim) if dim is None else ints(dim), max(ndim, 1)
-    axes = tuple([d + least if d < 0 else d for d in dims])
+    dims, least = () if dim is None else ints(dim), max(ndim, 1)
+    axes = tuple([d + least if d < 0 else d for d in dims or range(ndim)])
     if any([not 0 <= a < least for a in axes]) or len(set(axes)) != len(axes):
         raise ValueError(f"dim {dim!r} does not name distinct axes of a Tensor with {ndim} axes")
     return axes if ndim else ()
@@ -71,17 +71,6 @@ def axis_of(dim, ndim):
     if not isinstance(dim, (int, np.integer)):
         raise TypeError(f"dim must be an integer here, got {dim!r}")
     return axes_of(dim, max(ndim, 1))[0]
-
-
-def of_axis(op):
-    """Make an op along an axis one that also takes a Tensor (), as if it had one axis."""
-    @functools.wraps(op)
-    def of_some_or_none(input, *args, **options):
-        if isinstance(input, Tensor) and not input.ndim:
-            return op(input.reshape(1), *args, **options).reshape(())
-        return op(input, *args, **options)
-
-    return of_some_or_none
 
 
 def pair(value, name, least=1):
@@ -154,9 +143,9 @@ def check_groups(op, name, groups, channels):
 
 
 def check_not_in_place(op, inplace):
-    """ValueError if inplace: PyTorch's argument, whose only value here is False."""
+    """ValueError if inplace, PyTorch's argument."""
     if inplace:
-        raise ValueError(f"{op} leaves its input as it is: inplace=True is not supported")
+        raise ValueError(f"{op} does not support inplace=True")
 
 
 # ---- images ---------------------------------------------------------------------------------------------

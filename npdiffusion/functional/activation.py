@@ -6,8 +6,9 @@ from ..device import array_module, device_of, to_device
 from ..kernels import kernels
 from ..random import default_generator
 from ..tensor import record
-from ._arguments import axis_of, check_float, check_not_in_place, check_probability, check_tensor, of_axis
-from .shape import to
+from ._arguments import axis_of, check_float, check_not_in_place, check_probability, check_tensor
+from .arithmetic import weighted
+from .shape import reshape, to
 
 __all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
 
@@ -87,34 +88,29 @@ def softplus(input, beta=1.0, threshold=20.0):
     return record(y, "softplus", (input,), lambda g: (xp.where(linear, g, g * logistic(beta * x)),))
 
 
-@of_axis
 def softmax(input, dim, dtype=None):
     """e^x / Σ e^x along ``dim``, as ``dtype`` if given."""
     check_tensor("softmax", input)
-    input = to(input, dtype)
+    if not input.ndim:
+        return reshape(softmax(reshape(input, 1), dim, dtype), ())
+    input, dim = to(input, dtype), axis_of(dim, input.ndim)
     check_float("softmax", input=input)
-    dim = axis_of(dim, input.ndim)
     y = kernels(input.data).softmax(input.data, dim)
     return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim),))
 
 
-@of_axis
 def log_softmax(input, dim, dtype=None):
     """x − log Σ e^x along ``dim``, as ``dtype`` if given."""
     check_tensor("log_softmax", input)
-    input = to(input, dtype)
+    if not input.ndim:
+        return reshape(log_softmax(reshape(input, 1), dim, dtype), ())
+    input, dim = to(input, dtype), axis_of(dim, input.ndim)
     check_float("log_softmax", input=input)
-    dim = axis_of(dim, input.ndim)
-    xp, y = array_module(input.data), log_softmax_of(input.data, dim)
-    return record(y, "log_softmax", (input,), lambda g: (g - xp.exp(y) * g.sum(dim, keepdims=True),))
-
-
-def log_softmax_of(x, dim):
-    """``log_softmax`` of an array."""
+    x = input.data
     xp = array_module(x)
-    if x.size:
-        x = x - x.max(dim, keepdims=True)
-    return x - xp.log(xp.exp(x).sum(dim, keepdims=True))
+    shifted = x - x.max(dim, keepdims=True) if x.size else x
+    y = shifted - xp.log(xp.exp(shifted).sum(dim, keepdims=True))
+    return record(y, "log_softmax", (input,), lambda g: (g - xp.exp(y) * g.sum(dim, keepdims=True),))
 
 
 def dropout(input, p=0.5, training=True, inplace=False, generator=None):
@@ -129,13 +125,8 @@ def dropout(input, p=0.5, training=True, inplace=False, generator=None):
     if not training or p == 0:
         return input
     x = input.data
-    xp = array_module(x)
-    mask = dropout_mask(xp.empty_like(x), p, generator)  # in the input's memory layout
-
-    def kept(x):
-        return xp.where(mask > 0, x, 0) * mask  # what is dropped is gone, also ∞
-
-    return record(kept(x), "dropout", (input,), lambda g: (kept(g),))
+    mask = dropout_mask(array_module(x).empty_like(x), p, generator)  # in the input's memory layout
+    return record(weighted(mask, x), "dropout", (input,), lambda g: (weighted(mask, g),))
 
 
 def dropout_mask(out, p, generator=None):

@@ -24,6 +24,11 @@ def _operands(op, input, other):
     return a, b, *arrays(op, a, b)
 
 
+def weighted(weight, x):
+    """weight·x of arrays; where the weight is 0, x does not count, be it ∞ or NaN."""
+    return array_module(x).where(weight == 0, 0, x) * weight
+
+
 def add(input, other):
     """input + other."""
     a, b, x, y = _operands("add", input, other)
@@ -101,7 +106,7 @@ def abs(input):
     check_tensor("abs", input)
     x = input.data
     xp = array_module(x)
-    return record(xp.abs(x), "abs", (input,), lambda g: (xp.where(x == 0, 0, g * xp.sign(x)),))
+    return record(xp.abs(x), "abs", (input,), lambda g: (weighted(xp.sign(x), g),))
 
 
 def clamp(input, min=None, max=None):

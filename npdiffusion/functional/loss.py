@@ -6,8 +6,8 @@ from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import as_tensor, check_affine, check_float, needs
-from .activation import log_softmax_of, logistic
-from .arithmetic import abs, mul
+from .activation import log_softmax, logistic
+from .arithmetic import abs, mul, weighted
 from .reduction import mean, sum
 
 __all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "l1_loss", "mse_loss"]
@@ -48,11 +48,6 @@ def l1_loss(input, target, reduction="mean"):
     return _reduced(abs(input - _check_same("l1_loss", input, target)), reduction)
 
 
-def _weighted(weight, x):
-    """weight·x; where the weight is 0, x does not count, be it ∞ or NaN."""
-    return array_module(x).where(weight == 0, 0, x) * weight
-
-
 def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean", pos_weight=None):
     """−w·[p·y·log σ(x) + (1 − y)·log(1 − σ(x))], computed without overflow; y in [0, 1].
 
@@ -76,10 +71,10 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
 
     def backward(g):
         s = logistic(x)
-        dx = _weighted(_weighted(w * (1 - y), s) - _weighted(p * y, 1 - s), g)
-        return dx, _weighted(g, _weighted(p, if_true) - _weighted(w, if_false)) if needs_dy else None
+        dx = weighted(weighted(w * (1 - y), s) - weighted(p * y, 1 - s), g)
+        return dx, weighted(g, weighted(p, if_true) - weighted(w, if_false)) if needs_dy else None
 
-    loss = _weighted(p * y, if_true) + _weighted(w * (1 - y), if_false)
+    loss = weighted(p * y, if_true) + weighted(w * (1 - y), if_false)
     return _reduced(record(loss, op, (input, target), backward), reduction)
 
 
@@ -121,14 +116,14 @@ def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="m
         q, counts = (xp.arange(classes).reshape(along) == labels).astype(x.dtype), labels != ignore_index
         total = (w * q * counts).sum()
     q = w * (q * (1 - epsilon) + epsilon / classes) * counts
-    log_p, needs_dq = log_softmax_of(x, axis), target.requires_grad
+    log_p, needs_dq = log_softmax(input.detach(), axis).data, target.requires_grad
 
     def backward(g):
         g, sums = xp.expand_dims(g, axis), q.sum(axis, keepdims=True)
-        dx = _weighted(xp.where(sums == 0, 0, xp.exp(log_p) * sums - q), g)
-        return dx, _weighted((epsilon - 1) * w * g, log_p) if needs_dq else None
+        dx = weighted(xp.where(sums == 0, 0, xp.exp(log_p) * sums - q), g)
+        return dx, weighted((epsilon - 1) * w * g, log_p) if needs_dq else None
 
-    loss = record(-_weighted(q, log_p).sum(axis), op, (input, target), backward)
+    loss = record(-weighted(q, log_p).sum(axis), op, (input, target), backward)
     if total is None or reduction != "mean":
         return _reduced(loss, reduction)
     return sum(loss) / Tensor(total)  # which stays on a GPU

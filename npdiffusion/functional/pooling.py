@@ -27,14 +27,12 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
 
 def _places(x, size, *geometry):
     """The number of the pixel at which the first maximum of each window is: (N, C, H_out, W_out)."""
-    along = []
-    for n, out, k, s, p, d in zip(x.shape[2:], size, *geometry):
-        taps = np.arange(out)[:, None] * s - p + np.arange(k) * d
-        inside = (taps >= 0) & (taps < n)
-        along.append(np.where(inside, taps, np.where(inside, taps, n - 1).min(1, keepdims=True)))
     (n, c, h, w), xp = x.shape, array_module(x)
-    pixels = to_device((along[0][:, None, :, None] * w + along[1][:, None]).reshape(*size, -1), x)  # [p, q, k]
-    windows = x.reshape(n, c, h * w)[..., pixels]
+    rows, columns = [np.arange(o)[:, None] * s - p + np.arange(k) * d for o, k, s, p, d in zip(size, *geometry)]
+    rows, columns = rows[:, None, :, None], columns[:, None]
+    outside = to_device(((rows < 0) | (rows >= h) | (columns < 0) | (columns >= w)).reshape(*size, -1), x)
+    pixels = to_device((rows.clip(0, h - 1) * w + columns.clip(0, w - 1)).reshape(*size, -1), x)  # [p, q, k]
+    windows = xp.where(outside, -np.inf, x.reshape(n, c, h * w)[..., pixels])  # [n, c, p, q, k]
     first = xp.expand_dims(windows.argmax(-1), -1)
     return xp.take_along_axis(xp.broadcast_to(pixels, windows.shape), first, -1).squeeze(-1)
 

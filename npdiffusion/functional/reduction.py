@@ -21,16 +21,11 @@ def _spread(g, x_shape, axes, keepdim):
     return array_module(g).broadcast_to(g, x_shape)
 
 
-def _axes(dim, ndim):
-    """As ``axes_of``; an empty ``dim`` means all of them, as in PyTorch."""
-    return axes_of(dim, ndim) or axes_of(None, ndim)
-
-
 def sum(input, dim=None, keepdim=False, dtype=None):
     """Σ input over the axes ``dim`` (all by default), as ``dtype`` if given; integers add up as int64."""
     check_tensor("sum", input)
     input = to(input, dtype)
-    shape, axes = input.shape, _axes(dim, input.ndim)
+    shape, axes = input.shape, axes_of(dim, input.ndim)
     dtype = None if input.dtype.kind == "f" else dtype or "int64"
     return record(input.data.sum(axes, dtype, keepdims=keepdim), "sum", (input,),
                   lambda g: (_spread(g, shape, axes, keepdim),))
@@ -41,7 +36,7 @@ def mean(input, dim=None, keepdim=False, dtype=None):
     check_tensor("mean", input)
     input = to(input, dtype)
     check_float("mean", input=input)
-    shape, axes = input.shape, _axes(dim, input.ndim)
+    shape, axes = input.shape, axes_of(dim, input.ndim)
     count = math.prod([shape[a] for a in axes])
     return record(input.data.mean(axes, keepdims=keepdim), "mean", (input,),
                   lambda g: (_spread(g / count, shape, axes, keepdim),))
@@ -56,7 +51,7 @@ def var(input, dim=None, correction=1, keepdim=False, unbiased=None):
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     correction = 1 if correction is None else float(correction) if unbiased is None else int(unbiased)
-    x, axes = input.data, _axes(dim, input.ndim)
+    x, axes = input.data, axes_of(dim, input.ndim)
     count = math.prod([x.shape[a] for a in axes]) - correction
     if count <= 0:
         raise ValueError(f"var over {count + correction:g} element(s) with correction={correction:g} is undefined")

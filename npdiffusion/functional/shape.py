@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, is_device, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import axes_of, axis_of, check_float, check_tensor, ints, of_axis
+from ._arguments import axes_of, axis_of, check_float, check_tensor, ints
 
 __all__ = ["cat", "expand", "flatten", "getitem", "pad", "permute", "reshape", "squeeze", "stack", "transpose",
            "unsqueeze"]
@@ -47,18 +47,19 @@ def permute(input, *dims):
     return record(input.data.transpose(axes), "permute", (input,), lambda g: (g.transpose(back),))
 
 
-@of_axis
 def transpose(input, dim0, dim1):
     """Axes dim0 and dim1 exchanged."""
     check_tensor("transpose", input)
     a, b = axis_of(dim0, input.ndim), axis_of(dim1, input.ndim)
+    if a == b:
+        return reshape(input, input.shape)
     return record(input.data.swapaxes(a, b), "transpose", (input,), lambda g: (g.swapaxes(a, b),))
 
 
 def squeeze(input, dim=None):
     """Without the axes of length 1 (all of them, or those among ``dim``)."""
     check_tensor("squeeze", input)
-    axes = axes_of(dim, input.ndim)
+    axes = axes_of(dim, input.ndim) if dim is None or ints(dim) else ()
     return reshape(input, tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in axes))
 
 

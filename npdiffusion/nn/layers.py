@@ -176,9 +176,7 @@ class Identity(Module):
 def _activation(name, op):
     """A layer without parameters, for an op of one Tensor; the op's other arguments are the layer's."""
     def __init__(self, *args, **options):
-        given = signature(op).bind(None, *args, **options)
-        given.apply_defaults()
-        vars(self).update(dict(list(given.arguments.items())[1:]))
+        vars(self).update(list(signature(op).bind(None, *args, **options).arguments.items())[1:])
 
     def forward(self, input):
         return op(input, **{name: value for name, value in vars(self).items() if name != "training"})
