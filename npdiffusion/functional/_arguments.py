@@ -137,9 +137,10 @@ def check_probability(op, p):
 
 
 def check_groups(op, name, groups, channels):
-    """ValueError unless groups is a positive integer, Python's or NumPy's, that divides the channels."""
+    """Groups as Python's int; ValueError unless it is a positive integer that divides the channels."""
     if not isinstance(groups, (int, np.integer)) or groups < 1 or channels % groups:
         raise ValueError(f"{op}: {name} must be a positive integer that divides {channels} channels, got {groups!r}")
+    return int(groups)
 
 
 def check_not_in_place(op, inplace):
@@ -192,7 +193,7 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
         shape = "(C_in, C_out/groups, kh, kw)" if transposed else "(C_out, C_in/groups, kh, kw)"
         raise ValueError(f"{op} expects a weight of shape {shape}, got {weight.shape}")
     first, second, *kernel = weight.shape
-    check_groups(op, "groups", groups, first)
+    groups = check_groups(op, "groups", groups, first)
     channels, out_channels = (first, second * groups) if transposed else (second * groups, first)
     if input.shape[1] != channels:
         raise ValueError(f"{op} with weight {weight.shape} and groups={groups} expects {channels} input channels, "

@@ -35,7 +35,7 @@ def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
     if input.ndim < 2:
         raise ValueError(f"{op} expects an input of shape (N, C, ...), got {input.shape}")
     shape, (n, c) = input.shape, input.shape[:2]
-    check_groups(op, "num_groups", num_groups, c)
+    num_groups = check_groups(op, "num_groups", num_groups, c)
     check_affine(op, (c,), weight=weight, bias=bias)
     check_affine(op, (n, 2 * c), scale_shift=scale_shift)
     if not n:  # as of one sample, the sum of none

@@ -40,9 +40,9 @@ def flatten(input, start_dim=0, end_dim=-1):
 def permute(input, *dims):
     """The axes in the order ``dims``."""
     check_tensor("permute", input)
+    if len(_ints(dims)) != input.ndim:
+        raise ValueError(f"permute expects all {input.ndim} axes, got {_ints(dims)}")
     axes = axes_of(_ints(dims), input.ndim)
-    if len(axes) != input.ndim:
-        raise ValueError(f"permute expects all {input.ndim} axes, got {axes}")
     back = tuple(np.argsort(axes).tolist())
     return record(input.data.transpose(axes), "permute", (input,), lambda g: (g.transpose(back),))
 

@@ -37,10 +37,10 @@ class _Conv(Module):
 
     def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels):
         in_channels, out_channels = self.in_channels, self.out_channels = ints((in_channels, out_channels))
-        check_groups(type(self).__name__, "groups", groups, in_channels)
-        check_groups(type(self).__name__, "groups", groups, out_channels)
-        self.kernel_size, self.groups = pair(kernel_size, "kernel_size"), int(groups)
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        for count in in_channels, out_channels:
+            self.groups = check_groups(type(self).__name__, "groups", groups, count)
+        self.kernel_size, self.stride, self.padding = pair(kernel_size, "kernel_size"), stride, padding
+        self.dilation = dilation
         shape = channels[0], channels[1] // groups, *self.kernel_size
         self.weight = _uniform(shape, math.prod(shape[1:]))
         self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
@@ -81,31 +81,6 @@ class MaxPool2d(Module):
     def forward(self, input):
         return F.max_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
                             self.return_indices)
-
-
-class AvgPool2d(Module):
-    """See ``functional.avg_pool2d``."""
-
-    def __init__(self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
-                 divisor_override=None):
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.ceil_mode, self.count_include_pad, self.divisor_override = ceil_mode, count_include_pad, divisor_override
-
-    def forward(self, input):
-        return F.avg_pool2d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad,
-                            self.divisor_override)
-
-
-class Upsample(Module):
-    """See ``functional.interpolate``."""
-
-    def __init__(self, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None):
-        self.size, self.scale_factor, self.mode = size, scale_factor, mode
-        self.align_corners, self.recompute_scale_factor = align_corners, recompute_scale_factor
-
-    def forward(self, input):
-        return F.interpolate(input, self.size, self.scale_factor, self.mode, self.align_corners,
-                             self.recompute_scale_factor)
 
 
 class GroupNorm(Module):
@@ -173,21 +148,27 @@ class Identity(Module):
         return input
 
 
-def _activation(name, op):
-    """A layer without parameters, for an op of one Tensor; the op's other arguments are the layer's."""
+def _layer(name, op):
+    """A layer without parameters, for an op of one Tensor: it takes the op's other arguments, with their defaults."""
+    names = list(signature(op).parameters)[1:]
+
     def __init__(self, *args, **options):
-        vars(self).update(list(signature(op).bind(None, *args, **options).arguments.items())[1:])
+        given = signature(op).bind(None, *args, **options)
+        given.apply_defaults()
+        vars(self).update({name: given.arguments[name] for name in names})
 
     def forward(self, input):
-        return op(input, **{name: value for name, value in vars(self).items() if name != "training"})
+        return op(input, **{name: getattr(self, name) for name in names})
 
     return type(name, (Module,), {"__doc__": f"See ``functional.{op.__name__}``.", "__module__": __name__,
                                   "__init__": __init__, "forward": forward})
 
 
-ReLU = _activation("ReLU", F.relu)
-SiLU = _activation("SiLU", F.silu)
-GELU = _activation("GELU", F.gelu)
-Sigmoid = _activation("Sigmoid", F.sigmoid)
-Tanh = _activation("Tanh", F.tanh)
-Softplus = _activation("Softplus", F.softplus)
+AvgPool2d = _layer("AvgPool2d", F.avg_pool2d)
+Upsample = _layer("Upsample", F.interpolate)
+ReLU = _layer("ReLU", F.relu)
+SiLU = _layer("SiLU", F.silu)
+GELU = _layer("GELU", F.gelu)
+Sigmoid = _layer("Sigmoid", F.sigmoid)
+Tanh = _layer("Tanh", F.tanh)
+Softplus = _layer("Softplus", F.softplus)
