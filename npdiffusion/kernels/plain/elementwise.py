@@ -49,7 +49,7 @@ def erf(x):
     small = np.minimum(y, 0.46875)
     near = small * rational(small * small, SMALL)
     middle = np.clip(y, 0.46875, 4)
-    far = np.maximum(y, 4)
+    far = np.clip(y, 4, 30)  # erf(30) is 1
     tail = np.exp(-far * far) / far * (1 / math.sqrt(math.pi) - rational(1 / (far * far), LARGE) / (far * far))
     rest = np.where(y <= 4, np.exp(-middle * middle) * rational(middle, MIDDLE), tail)
     return np.copysign(np.where(y <= 0.46875, near, 1 - rest), x)
