@@ -163,6 +163,7 @@ def test_empty_batches(shape):
     same("group_norm", x, arguments=(2,))
     agree(lambda x, w, b: F.group_norm(x, 2, w, b), lambda x, w, b: TF.group_norm(x, 2, w, b), x, normal(4), normal(4))
     agree(lambda x, s: F.group_norm_silu(x, 2, None, None, s), lambda x, s: TF.silu(x) + s.sum() * 0, x, normal(0, 8))
+    same("interpolate", x, arguments=(5,))
     same("layer_norm", x, arguments=(shape[-1:],))
 
 
