@@ -355,7 +355,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, is_causal=Fa
                 mask = at(attn_mask, (*batch, i, j))
                 seen, score = (mask, score) if isinstance(mask, bool) else (True, score + mask)
             weights.append(math.exp(score) if seen else 0.0)
-        return sum(w * value[(*batch, j, v)].item() for j, w in enumerate(weights)) / sum(weights)
+        return sum(w * value[(*batch, j, v)].item() for j, w in enumerate(weights)) / (sum(weights) or 1)
 
     return filled((*query.shape[:-1], value.shape[-1]), element)
 

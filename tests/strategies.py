@@ -403,7 +403,6 @@ def _(d):
         shape = d.broadcast(batch) + (d.pick(1, length), source)
         if mask == "bool":
             inputs.append(d.rng.random(shape) < 0.6)
-            inputs[-1][..., 0] = True  # each position sees something
         else:
             inputs.append(d.array(*shape))
     if mask == "causal":
@@ -524,3 +523,90 @@ def _(d):
             options["ignore_index"] = d.pick(-100, 0, 255)
             target.flat[:2] = options["ignore_index"], (options["ignore_index"] + 1) % classes
     return (d.array(*shape, scale=2.0), target), options
+
+
+# Kernels and what they are given, for the tests in which one element is infinite or NaN: in each of the arrays but
+# the last ``sound`` ones (a broken weight is left out: padding is not multiplied everywhere).
+
+SPOILT = {}  # name -> call(kernels, *arrays), the arrays' shapes, sound
+
+
+def _spoilt(name, *shapes, sound=0):
+    return lambda call: SPOILT.update({name: (call, shapes, sound)})
+
+
+_spoilt("linear", (3, 4), (2, 4), (2,))(lambda k, *a: k.linear(*a))
+_spoilt("linear_backward", (3, 2), (3, 4), (2, 4))(lambda k, *a: k.linear_backward(*a))
+_spoilt("matmul", (2, 3, 4), (2, 4, 5))(lambda k, a, b: k.matmul(a, b))
+_spoilt("softmax", (3, 5))(lambda k, x: k.softmax(x, -1))
+_spoilt("softmax_backward", (3, 5), (3, 5))(lambda k, g, y: k.softmax_backward(g, y, -1))
+_spoilt("silu_backward", (2, 3, 4, 5), (2, 3, 4, 5))(lambda k, g, x: k.silu_backward(g, x))
+_spoilt("squared_error_backward", (), (3, 4), (3, 4))(lambda k, *a: k.squared_error_backward(*a, 0.5))
+_spoilt("add_at", (3, 2))(lambda k, g: k.add_at((6, 2), np.array([4, 0, 4]), g))
+
+for _mask in (None, np.tri(4, 5, -1, dtype=bool)):  # whose first query sees nothing
+    for _dropout in (None, np.arange(20.0).reshape(4, 5) % 3):
+        def _forward(k, q, key, value, m=_mask, d=_dropout):
+            return k.attention(q, key, value, m, None if d is None else d.astype(q.dtype), 0.5)
+
+        def _backward(k, g, q, key, value, weights, m=_mask, d=_dropout):
+            weights = weights if m is None else np.where(m, weights, 0)
+            return k.attention_backward(g, q, key, value, weights, None if d is None else d.astype(q.dtype), 0.5)
+
+        _name = "attention" + " masked" * (_mask is not None) + " dropped" * (_dropout is not None)
+        _spoilt(_name, (2, 4, 3), (2, 5, 3), (2, 5, 2))(_forward)
+        _spoilt(f"{_name} backward", (2, 4, 2), (2, 4, 3), (2, 5, 3), (2, 5, 2), (2, 4, 5))(_backward)
+
+for _name, _x, _y, _weight, *_geometry in [
+        ("conv", (2, 16, 20, 17), (2, 16, 20, 17), (16, 16, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+        ("conv in groups", (2, 4, 9, 8), (2, 4, 9, 8), (4, 2, 3, 3), (1, 1), (1, 1), (1, 1), 2),
+        ("conv with strides", (2, 3, 9, 8), (2, 4, 4, 4), (4, 3, 3, 2), (2, 2), (1, 0), (1, 1), 1),
+        ("conv to one channel", (2, 8, 9, 8), (2, 1, 9, 8), (1, 8, 3, 3), (1, 1), (1, 1), (1, 1), 1)]:
+    _spoilt(_name, _x, _weight, sound=1)(lambda k, x, w, s=_y[2:], g=_geometry: k.conv2d(x, w, None, s, *g))
+    _spoilt(f"{_name} transposed", _y, _weight, sound=1)(
+        lambda k, x, w, s=_x[2:], g=_geometry: k.conv_transpose2d(x, w, None, s, *g))
+    _spoilt(f"{_name} backward", _y, _x, _weight, sound=1)(lambda k, *a, g=_geometry: k.conv2d_backward(*a, *g))
+    _spoilt(f"{_name} backward to x", _y, _x, _weight, sound=1)(
+        lambda k, *a, g=_geometry: k.conv2d_backward(*a, *g, (True, False, False)))
+    _spoilt(f"{_name} backward to weight", _y, _x, _weight, sound=1)(
+        lambda k, *a, g=_geometry: k.conv2d_backward(*a, *g, (False, True, False)))
+    _spoilt(f"{_name} transposed backward", _x, _y, _weight, sound=1)(
+        lambda k, *a, g=_geometry: k.conv_transpose2d_backward(*a, *g))
+
+for _name, _y, *_geometry in [("pool", (2, 3, 4, 3), (2, 2), (2, 2), (0, 0)),
+                              ("pool with overlap", (2, 3, 5, 7), (3, 2), (2, 1), (1, 0))]:
+    _x = (2, 3, 9, 8)
+    _spoilt(f"max_{_name}", _x)(lambda k, x, s=_y[2:], g=_geometry: k.max_pool2d(x, s, *g, (1, 1)))
+    _spoilt(f"max_{_name} backward", _y, _x)(lambda k, g, x, s=_y[2:], geometry=_geometry: k.max_pool2d_backward(
+        g, x, k.max_pool2d(x, s, *geometry, (1, 1)), *geometry, (1, 1)))
+    _spoilt(f"avg_{_name}", _x)(lambda k, x, s=_y[2:], g=_geometry: k.avg_pool2d(x, s, *g, np.full(s, 4, x.dtype)))
+    _spoilt(f"avg_{_name} backward", _y)(lambda k, g, s=_y[2:], geometry=_geometry: k.avg_pool2d_backward(
+        g, (9, 8), *geometry, np.full(s, 4, g.dtype)))
+
+for _silu in (False, True):
+    _arrays = (3, 4, 5, 6), (4,), (4,), (3, 8)
+    _name = "group_norm" + "_silu" * _silu
+    _spoilt(_name, *_arrays)(lambda k, x, w, b, s, silu=_silu: k.group_norm(x, 2, w, b, 1e-5, silu, s))
+    _spoilt(f"{_name} backward", _arrays[0], *_arrays)(lambda k, g, x, w, b, s, silu=_silu: k.group_norm_backward(
+        g, x, *k.group_norm(x, 2, w, b, 1e-5, silu, s)[1:], 2, w, b, silu, s))
+
+
+def spoilt(name, rng, dtype):
+    """The kernel ``name`` of SPOILT, and its arrays: one after the other with an element infinite, and NaN."""
+    call, shapes, sound = SPOILT[name]
+    for which in range(len(shapes) - sound):
+        for value in (np.inf, -np.inf, np.nan):
+            arrays = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+            arrays[which][tuple(rng.integers(n) for n in shapes[which])] = value
+            yield call, arrays
+
+
+def assert_as_far_spoilt(actual, expected, tolerance):
+    """Both (arrays or tuples of them) are finite at the same places, and there the same."""
+    for a, e in zip(*(x if isinstance(x, tuple) else (x,) for x in (actual, expected)), strict=True):
+        assert (a is None) == (e is None)
+        if e is not None:
+            finite = np.isfinite(e)
+            np.testing.assert_array_equal(np.isfinite(a), finite)
+            limit = tolerance * max(1, np.abs(e[finite]).max(initial=0))
+            np.testing.assert_allclose(a[finite], e[finite], rtol=0, atol=limit)

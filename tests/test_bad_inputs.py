@@ -107,6 +107,9 @@ BAD = {  # what is done: (error, part of its message, call)
         image, 2, scale_shift=zeros(len(image), 4))),
     "group_norm of a vector": (ValueError, "(N, C, ...)", lambda: F.group_norm(zeros(4), 2)),
     "group_norm of no pixels": (ValueError, "no elements", lambda: F.group_norm(zeros(2, 4, 0, 5), 2)),
+    "group_norm of single values": (ValueError, r"more than one value in a group, got an input of shape (1, 8, 1, 1)",
+                                    lambda: F.group_norm(zeros(1, 8, 1, 1), 8)),
+    "group_norm_silu of single values": (ValueError, "more than one", lambda: F.group_norm_silu(zeros(1, 2), 2)),
     "group_norm dtypes": (TypeError, "float64", lambda: F.group_norm(image, 2, zeros(4, dtype=np.float64))),
     "layer_norm shape": (ValueError, "last axes", lambda: F.layer_norm(x, 2)),
     "layer_norm weight": (ValueError, "weight of shape", lambda: F.layer_norm(x, 3, zeros(2))),
@@ -358,6 +361,18 @@ def test_nearest_is_exact():
     """⌊p·in/out⌋ in integers: 49·(2/98) in floating point falls just short of 1."""
     y = F.interpolate(Tensor(np.array([[[[0.0, 1.0]]]], np.float32)), (1, 98)).data[0, 0, 0]
     assert y.tolist() == [0] * 49 + [1] * 49
+
+
+@pytest.mark.parametrize("size", [{"size": (6, 9)}, {"size": (3, 2)}, {"scale_factor": 1.3}, {"scale_factor": (3, 1)}])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_gradient_of_interpolate_that_is_not_finite_reaches_its_source_alone(size, value):
+    x = Tensor(np.arange(12.0).reshape(1, 1, 3, 4), requires_grad=True)
+    y = F.interpolate(x, **size)
+    g, expected = np.ones(y.shape), np.zeros(12)
+    g[0, 0, 1, 2 % y.shape[3]] = value
+    np.add.at(expected, y.data.astype(int), g)  # the values of x are the places they come from
+    y.backward(g)
+    np.testing.assert_array_equal(x.grad.ravel(), expected)
 
 
 def test_joint_index_arrays():

@@ -314,3 +314,47 @@ def test_threads_agree_and_runs_repeat(channels):
     for a, b, c in zip(one, two, again):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
         assert np.array_equal(b, c)
+
+
+# ---- images on which Winograd's way would lose digits ------------------------------------------------
+
+
+def hot(x):
+    x[0, 3, 9, 9] = 1e6
+
+
+def dark(x):
+    x[:, :, :, :11] *= 1e-3
+
+
+def black(x):
+    x[...] = 0
+    x[1, 2, 5, 5] = 1
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("change", [hot, dark, black])
+def test_uneven_images_keep_their_digits(change, num_threads):
+    """Each output within 1e-4 of what its window can make: √(Σ x² Σ w²)."""
+    rng = np.random.default_rng(0)
+    x, weight = array(rng, (2, 16, 16, 16), "float32", "nhwc"), array(rng, (16, 16, 3, 3), "float32")
+    change(x)
+    with machine(num_threads, 1 << 21):
+        y = conv2d(x, weight, None, (16, 16), (1, 1), (1, 1), (1, 1), 1)
+        turned = conv_transpose2d(x, weight, None, (16, 16), (1, 1), (1, 1), (1, 1), 1)
+    for y, weight in ((y, weight), (turned, weight.swapaxes(0, 1)[..., ::-1, ::-1])):
+        expected, *_ = conv_loops(x, weight, np.zeros, (1, 1), SAME, (1, 1), 1)
+        sizes, *_ = conv_loops(x**2, weight**2, np.zeros, (1, 1), SAME, (1, 1), 1)
+        assert (np.abs(y - expected) <= 1e-4 * np.sqrt(sizes)).all()
+
+
+def test_even_images_take_winograds_way():
+    rng = np.random.default_rng(0)
+    x = array(rng, (2, 16, 16, 16), "float32")
+    assert winograd.fits_winograd(x, even=True)
+    x[0, :, 3, 3] *= 1e3
+    assert winograd.fits_winograd(x, even=False) and not winograd.fits_winograd(x, even=True)
+    assert winograd.fits_winograd(x.astype("float64"), even=True)
+    assert winograd.fits_winograd(0 * x, even=True)
+    x[0, 0, 0, 0] = np.nan
+    assert not winograd.fits_winograd(x, even=False)

@@ -21,7 +21,7 @@ from npdiffusion.kernels import plain as reference
 from npdiffusion.kernels.cupy import build
 from npdiffusion.kernels.cupy.elementwise import channel_sums, sum_parts
 from npdiffusion.kernels.cupy.product import product
-from strategies import LAYOUTS, laid_out
+from strategies import LAYOUTS, SPOILT, assert_as_far_spoilt, laid_out, spoilt
 
 SOME = settings(max_examples=20, deadline=None)
 TOLERANCE = {"f4": 2e-5, "f8": 1e-12}  # of the largest element
@@ -428,6 +428,16 @@ def test_convolutions_give_the_same_bits_twice():
         np.testing.assert_array_equal(a, b)
 
 
+# ---- what is not finite ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(SPOILT) - {"add_at"}))
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_what_is_not_finite_spreads_as_far(name):
+    for call, arrays in spoilt(name, np.random.default_rng(0), "f4"):
+        assert_as_far_spoilt(call(cuda, *arrays), call(reference, *arrays), 1e-4)
+
+
 # ---- matrix products ------------------------------------------------------------------------------------
 
 
@@ -489,7 +499,7 @@ def test_attention(data):
     stacks[d.int(0, 1)] = stack
     query, key, value = (lying(d, (*s, *shape)) for s, shape in zip(stacks, ((queries, e), (keys, e), (keys, v))))
     mask = lying(d, (*d.pick((), stack), d.pick(1, queries), keys))
-    mask = d.pick(None, mask, (mask > 0) | (np.arange(keys) == 0))
+    mask = d.pick(None, mask, mask > 0, np.where(mask > 0, mask, -np.inf).astype(d.dtype))
     dropout = d.pick(None, 2 * (d.rng.random((*stack, queries, keys)) < 0.5).astype(d.dtype))
     scale = d.pick(1.0, 0.3)
     y, weights = reference.attention(query, key, value, mask, dropout, scale)

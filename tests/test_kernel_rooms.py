@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import CASES, cases, small_pieces
+from strategies import CASES, SPOILT, assert_as_far_spoilt, cases, small_pieces, spoilt
 from test_training import loss_of, training
 
 import npdiffusion
@@ -38,6 +38,44 @@ def test_every_op_computes_the_same_in_both(name, data):
         if a is not None:
             assert a.shape == b.shape and a.dtype == b.dtype
             np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance * (1 + np.abs(a).max(initial=0)))
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", sorted(SPOILT))
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_what_is_not_finite_spreads_as_far_in_both(name, small):
+    rng = np.random.default_rng(0)
+    for dtype, tolerance in ((np.float32, 1e-4), (np.float64, 1e-10)):
+        for call, arrays in spoilt(name, rng, dtype):
+            expected = call(plain, *arrays)
+            with small_pieces(2, small):
+                assert_as_far_spoilt(call(fast, *arrays), expected, tolerance)
+
+
+ROWS = {"bool": np.array([[True, True], [False, False]]), "float": np.array([[0.0, 0.0], [-np.inf, -np.inf]])}
+
+
+@pytest.mark.parametrize("mask", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+@pytest.mark.parametrize("room", [plain, fast], ids=["plain", "numpy"])
+def test_attention_of_a_query_that_sees_nothing(room, size, mask):
+    query, value = np.array([[size], [np.nan if mask.dtype == bool else size]]), np.array([[1.0], [3.0]])
+    y, weights = room.attention(query, np.ones((2, 1)), value, mask, None, 1.0)
+    assert y.tolist() == [[2], [0]] and weights.tolist() == [[0.5, 0.5], [0, 0]]
+    gradients = room.attention_backward(np.ones((2, 1)), np.ones((2, 1)), np.ones((2, 1)), value, weights, None, 1.0)
+    assert [a.tolist() for a in gradients] == [[[0], [0]], [[-0.5], [0.5]], [[0.5], [0.5]], [[-0.5, 0.5], [0, 0]]]
+    y, weights = room.attention(np.array([[np.nan], [1.0]]), np.ones((2, 1)), value, None, None, 1.0)
+    np.testing.assert_array_equal(y, [[np.nan], [2]])
+
+
+@pytest.mark.parametrize("room", [plain, fast], ids=["plain", "numpy"])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_dropout_drops_is_gone(room):
+    one, dropout = np.ones((2, 1)), np.array([[0.0, 0.0], [2.0, 2.0]])
+    y, weights = room.attention(np.array([[np.nan], [1.0]]), one, one, None, dropout, 1.0)
+    assert y.tolist() == [[0], [2]]
+    gradients = room.attention_backward(np.array([[np.inf], [1.0]]), one, one, one, np.full((2, 2), 0.5), dropout, 1.0)
+    assert np.isfinite(gradients[0]).all() and np.isfinite(gradients[1]).all() and np.isfinite(gradients[3]).all()
 
 
 def test_a_training_on_the_plain_kernels_is_the_same(tmp_path):

@@ -255,7 +255,6 @@ def test_attention(stacks, sizes, scale, mask, drop, rng):
     mask = None if mask is None else rng.standard_normal((l, s) if mask != "float, for every head" else scores)
     if kind == "bool":
         mask = mask > 0
-        mask[:, 0] = True
     dropout = 2.0 * (rng.random(scores) < 0.5) if drop else None
     added = [mask] if kind and kind != "bool" else []
 

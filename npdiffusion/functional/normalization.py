@@ -16,7 +16,8 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     Args:
         input: (N, C, …). num_groups: divides C. weight, bias: (C,) or None.
 
-    Raises ValueError for shapes that do not fit, TypeError for different dtypes.
+    Raises ValueError for shapes that do not fit and for one sample with one value in each group, as PyTorch does;
+    TypeError for different dtypes.
     """
     return _group_norm("group_norm", input, num_groups, weight, bias, None, eps, silu=False)
 
@@ -43,6 +44,9 @@ def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
         return _group_norm(op, input.sum(0, keepdim=True), num_groups, weight, bias, conditions, eps, silu)[:0]
     check_not_empty(op, input)
     eps = float(eps)  # one of NumPy's would make float64 of float32
+    if input.data.size == num_groups:
+        raise ValueError(f"{op} expects more than one value in a group, got an input of shape {shape} in {num_groups} "
+                         "groups: take fewer groups or more samples")
     x = input.data if input.ndim == 4 else input.data.reshape(n, c, -1, 1)
     xp = array_module(x)
     w = xp.ones(c, x.dtype) if weight is None else weight.data

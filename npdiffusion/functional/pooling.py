@@ -1,5 +1,7 @@
 """Pooling and nearest-neighbour resizing."""
 
+import math
+
 import numpy as np
 
 from ..device import array_module, to_device
@@ -93,18 +95,22 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
                          for o, f, n in zip(size, factors, (height, width))]
     else:
         size = pair(size, "size")
+        factors = size[0] / height, size[1] / width
         rows, columns = xp.arange(size[0]) * height // size[0], xp.arange(size[1]) * width // size[1]
     if min(size) < 1:
         raise ValueError(f"interpolate to {size} leaves nothing of the input {input.shape}")
     x = input.data.transpose(0, 2, 3, 1)  # channels last, as in memory: whole pixels are copied
 
-    def backward(g):  # a source pixel collects from all its copies: one-hot matrices for rows and columns
-        g = g.transpose(0, 2, 3, 1)  # [n, h_out, w_out, c]
-        onto_rows = (xp.arange(height)[:, None] == rows).astype(g.dtype)
-        onto_columns = (xp.arange(width)[:, None] == columns).astype(g.dtype)
-        matmul = kernels(g).matmul
-        dx = matmul(onto_rows, g.reshape(*g.shape[:2], -1))  # [n, h, w_out·c]
-        dx = matmul(onto_columns, dx.reshape(*dx.shape[:2], *g.shape[2:]))  # [n, h, w, c]
-        return (dx.transpose(0, 3, 1, 2),)
+    def collected(g, axis, source, factor):  # a source pixel collects from its copies: the first ones, the next, ...
+        copies = xp.arange(x.shape[axis])[:, None] == source  # [h, h_out]
+        first, count, total = copies.argmax(1), copies.sum(1), 0
+        for k in range(math.ceil(factor)):
+            copy = g.take(xp.minimum(first + k, len(source) - 1), axis)
+            total = total + xp.where((k < count).reshape(-1, *[1] * (3 - axis)), copy, 0)
+        return total
+
+    def backward(g):
+        dx = collected(g.transpose(0, 2, 3, 1), 1, rows, factors[0])  # [n, h, w_out, c]
+        return (collected(dx, 2, columns, factors[1]).transpose(0, 3, 1, 2),)
 
     return record(x.take(rows, 1).take(columns, 2).transpose(0, 3, 1, 2), "interpolate", (input,), backward)

@@ -80,11 +80,12 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
 
     Args:
         query (…, L, E), key (…, S, E), value (…, S, V).
-        attn_mask: bool (True takes part) or a float added to the scores, broadcastable to (…, L, S).
+        attn_mask: bool (True takes part) or a float added to the scores, broadcastable to (…, L, S). A query for which
+            all is False or −∞ gets 0, and its gradients are 0.
         dropout_p: probability of dropping a weight. is_causal: position i sees positions ≤ i.
         scale: 1/√E by default.
 
-    Returns (…, L, V).
+    Returns (…, L, V). As in PyTorch, a value that a mask hides is still multiplied by its weight 0: ∞ or NaN shows.
     """
     op, scale = "scaled_dot_product_attention", None if scale is None else float(scale)
     check_float(op, query=query, key=key, value=value)
@@ -101,7 +102,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
             raise TypeError(f"attention expects attn_mask of dtype bool or {query.dtype}, got {attn_mask.dtype}")
     check_probability(op, dropout_p)
     q, k, v, mask, need_mask = query.data, key.data, value.data, array(attn_mask), needs(attn_mask)[0]
-    xp, scale = array_module(q), 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    xp, scale = array_module(q), 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale
     if is_causal:
         mask = xp.tri(q.shape[-2], k.shape[-2], dtype=bool)
     dropped = None

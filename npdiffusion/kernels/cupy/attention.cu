@@ -12,19 +12,21 @@ __device__ real sum_of_lanes(real value) {
     return value;
 }
 
-// y = exp(x - max x) / sum exp(x - max x).
-extern "C" __global__ void softmax(const real *x, real *y, long long columns, int length, long long inner) {
+// y = exp(x - m) / sum exp(x - m), m = max x or `lowest`: if that is finite, nothing but -inf gives zeros, else NaN.
+extern "C" __global__ void softmax(const real *x, real *y, long long columns, int length, long long inner,
+                                   double lowest) {
     const long long column = (blockIdx.x * 256ll + threadIdx.x) / LANES;
     if (column >= columns) return;  // whole warps, if a warp shares it
     const long long start = column / inner * length * inner + column % inner;
     const int lane = threadIdx.x % LANES;
     x += start;
     y += start;
-    real largest = x[0], sum = 0;
+    real largest = lowest, sum = 0;
     for (int k = lane; k < length; k += LANES) largest = fmax(largest, x[k * inner]);
     largest = max_of_lanes(largest);  // fmax leaves NaN out, but then the sum is NaN, and so is all of the column
     for (int k = lane; k < length; k += LANES) sum += exp(x[k * inner] - largest);
     sum = sum_of_lanes(sum);
+    if (sum == 0) sum = 1;
     for (int k = lane; k < length; k += LANES) y[k * inner] = exp(x[k * inner] - largest) / sum;
 }
 

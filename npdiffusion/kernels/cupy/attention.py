@@ -15,21 +15,21 @@ __all__ = ["attention", "attention_backward", "softmax", "softmax_backward"]
 
 def softmax(x, axis):
     """See ``plain.softmax``."""
-    return _softmax("softmax", axis, x)
+    return _softmax("softmax", axis, (x,), -math.inf)
 
 
 def softmax_backward(g, y, axis):
     """See ``plain.softmax_backward``."""
-    return _softmax("softmax_backward", axis, g, y)
+    return _softmax("softmax_backward", axis, (g, y))
 
 
-def _softmax(name, axis, *arrays):
+def _softmax(name, axis, arrays, *numbers):
     arrays = [*map(contiguous, arrays)]
     shape, dtype = arrays[0].shape, arrays[0].dtype
     out = cupy().empty(shape, dtype)
     length, inner = shape[axis], math.prod(shape[axis % len(shape) + 1:])
     columns, lanes = out.size // length if length else 0, 32 if inner == 1 else 1
-    args = *arrays, out, columns, np.int32(length), inner
+    args = *arrays, out, columns, np.int32(length), inner, *numbers
     launch(kernel(name, "attention", dtype, LANES=lanes), (ceil_div(columns * lanes, 256),), (256,), args)
     return out
 
@@ -39,13 +39,18 @@ def attention(query, key, value, mask, dropout, scale):
     scores = product(query, key.swapaxes(-1, -2), scale=scale)
     if mask is not None:
         scores = cupy().where(mask, scores, -math.inf) if mask.dtype == bool else scores + mask
-    weights = softmax(scores, -1)
-    return product(weights if dropout is None else weights * dropout, value), weights
+    weights = _softmax("softmax", -1, (scores,), float(np.finfo(scores.dtype).min))
+    return product(_dropped(weights, dropout), value), weights
 
 
 def attention_backward(g, query, key, value, weights, dropout, scale):
     """See ``plain.attention_backward``."""
-    dvalue = product((weights if dropout is None else weights * dropout).swapaxes(-1, -2), g)
+    dvalue = product(_dropped(weights, dropout).swapaxes(-1, -2), g)
     dweights = product(g, value.swapaxes(-1, -2))
-    dscores = softmax_backward(dweights if dropout is None else dweights * dropout, weights, -1)
+    dscores = softmax_backward(_dropped(dweights, dropout), weights, -1)
     return product(dscores, key, scale=scale), product(dscores.swapaxes(-1, -2), query, scale=scale), dvalue, dscores
+
+
+def _dropped(x, dropout):
+    """See ``plain.attention.dropped``."""
+    return x if dropout is None else cupy().where(dropout, x, 0) * dropout

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ...threads import one_blas_thread, parallel
+from ..plain.attention import dropped
 from .elementwise import LARGE
 from .product import product
 
@@ -39,17 +40,17 @@ def _sum(x, axis):
 
 def softmax(x, axis):
     """y = e^(x − m) / Σ e^(x − m) along ``axis``; m = max x where e^x might overflow, else 0."""
-    return _softmax(x, axis, 1.0)
+    return _softmax(x, axis, 1.0, -np.inf)
 
 
-def _softmax(x, axis, scale):
-    """The softmax of scale·x."""
+def _softmax(x, axis, scale, lowest):
+    """The softmax of scale·x, with m ≥ lowest: if that is finite, nothing but −∞ gives zeros instead of NaN."""
     def forward(axis, y, x):
         np.multiply(x, scale, out=y)
         if x.size and not max(-y.min(), y.max()) <= SAFE:  # or is NaN
-            y -= _largest(y, axis)
+            y -= np.maximum(_largest(y, axis), lowest)
         np.exp(y, out=y)
-        y /= _sum(y, axis)
+        y /= np.maximum(_sum(y, axis), np.finfo(y.dtype).tiny)
 
     return _over_batch(forward, axis, np.empty_like(x), x)
 
@@ -71,16 +72,16 @@ def attention(query, key, value, mask, dropout, scale):
     if mask is not None:
         scores *= scale
         scores, scale = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask, 1.0
-    weights = _softmax(scores, -1, scale)
-    return product(weights if dropout is None else weights * dropout, value), weights
+    weights = _softmax(scores, -1, scale, np.finfo(scores.dtype).min)
+    return product(dropped(weights, dropout), value), weights
 
 
 @one_blas_thread()
 def attention_backward(g, query, key, value, weights, dropout, scale):
     """See ``plain.attention_backward``."""
     dweights = product(g, value.swapaxes(-1, -2))
-    dvalue = product((weights if dropout is None else weights * dropout).swapaxes(-1, -2), g)
-    dscores = softmax_backward(dweights if dropout is None else dweights * dropout, weights, -1)
+    dvalue = product(dropped(weights, dropout).swapaxes(-1, -2), g)
+    dscores = softmax_backward(dropped(dweights, dropout), weights, -1)
     dquery, dkey = product(dscores, key), product(dscores.swapaxes(-1, -2), query)
     dquery *= scale  # here, and not in the scores, of which there are more
     dkey *= scale

@@ -20,7 +20,7 @@ from ...threads import get_num_threads, one_blas_thread, parallel, scratch
 from .elementwise import LARGE
 from .layout import channels_last, pixel_rows, sums_over_pixels, to_nchw
 from .windows import chunks, padded
-from .winograd import winograd, winograd_pays
+from .winograd import fits_winograd, winograd, winograd_pays
 
 __all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
 
@@ -30,24 +30,26 @@ _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, sm
 @one_blas_thread()
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
     """See ``plain.conv2d``."""
-    return _gather(x, weight, bias, None, size, stride, padding, dilation, groups)[0]
+    return _gather(x, weight, bias, None, size, stride, padding, dilation, groups, even=True)[0]
 
 
 @one_blas_thread()
 def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """See ``plain.conv2d_backward``.
 
-    With stride 1, <g, conv(x, weight)> = <x, conv(g, flipped weight)>: the columns of g give both.
+    With stride 1, <g, conv(x, weight)> = <x, conv(g, flipped weight)>: the columns of g give both, if x is finite. Else
+    its pixels would meet the zeros around g, and spoil taps that do not see them.
     """
     need_input, need_weight, need_bias = needs
     dx = dweight = None
     dbias = channel_sums(g) if need_bias else None
     if need_input and tuple(stride) == (1, 1):
-        padding = _flipped_padding(weight, padding, dilation)
-        flipped, cotangent = _flip(weight, groups), x if need_weight else None
-        dx, dflipped = _gather(g, flipped, None, cotangent, x.shape[2:], stride, padding, dilation, groups)
-        return dx, _flip(dflipped, groups) if need_weight else None, dbias
-    if need_input:
+        front, flipped = _flipped_padding(weight, padding, dilation), _flip(weight, groups)
+        cotangent = x if need_weight else None
+        dx, dflipped = _gather(g, flipped, None, cotangent, x.shape[2:], stride, front, dilation, groups)
+        if need_weight and np.isfinite(np.vdot(dflipped, dflipped)):
+            return dx, _flip(dflipped, groups), dbias
+    elif need_input:
         dx = _scatter(g, weight, None, x.shape[2:], stride, padding, dilation, groups)
     if need_weight:
         dweight = _gather(x, weight, None, g, g.shape[2:], stride, padding, dilation, groups, need_y=False)[1]
@@ -59,7 +61,7 @@ def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
     """See ``plain.conv_transpose2d``."""
     if tuple(stride) == (1, 1):
         padding = _flipped_padding(weight, padding, dilation)
-        return _gather(x, _flip(weight, groups), bias, None, size, stride, padding, dilation, groups)[0]
+        return _gather(x, _flip(weight, groups), bias, None, size, stride, padding, dilation, groups, even=True)[0]
     return _scatter(x, weight, bias, size, stride, padding, dilation, groups)
 
 
@@ -72,13 +74,19 @@ def conv_transpose2d_backward(g, x, weight, stride, padding, dilation, groups, n
     return dx, dweight, channel_sums(g) if need_bias else None
 
 
-def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups, need_y=True):
+def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups, need_y=True, even=False):
     """Convolution y of x, and the gradient dweight of <cotangent, y> if a cotangent is given.
 
-    size is y's (H, W); padding (top, left): the far padding follows from the size.
+    size is y's (H, W); padding (top, left): the far padding follows from the size. Winograd's way is not taken where
+    ∞ or NaN would spread over its tiles (with a cotangent they show in dweight, too), nor, if x is to be ``even``,
+    where dark pixels beside bright ones would lose digits.
     """
     if winograd_pays(len(x), weight.shape, size, stride, dilation, groups):
-        return winograd(x, weight, bias, cotangent, size, padding, need_y)
+        x = to_nchw(channels_last(x))
+        if cotangent is not None or fits_winograd(x, even):
+            y, dweight = winograd(x, weight, bias, cotangent, size, padding, need_y)
+            if dweight is None or np.isfinite(np.vdot(dweight, dweight)):
+                return y, dweight
     if cotangent is None and tuple(stride) == (1, 1) and len(weight) == 1 and x.shape[1] >= 8:
         # One channel out: a product for each tap, added with shifts, is less memory than the columns.
         padding = _flipped_padding(weight, padding, dilation)

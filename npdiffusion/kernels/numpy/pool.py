@@ -46,7 +46,8 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
     size, out_size = x.shape[2:], y.shape[2:]
     x, y, g = channels_last(x), channels_last(y), channels_last(g)
     padded = _padded(x, out_size, kernel, stride, padding, dilation, -np.inf)
-    out = np.zeros(padded.shape, x.dtype)
+    out, bits = np.zeros(padded.shape, x.dtype), f"i{g.itemsize}"
+    whole = g.view(bits)  # numbers for which ∞·0 is 0
     overlap = any(s < d * (k - 1) + 1 for s, d, k in zip(stride, dilation, kernel))
 
     def run(start, stop):
@@ -57,9 +58,9 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
             hit &= free
             free ^= hit
             if overlap:
-                dtap += g[start:stop] * hit
+                dtap += (whole[start:stop] * hit).view(g.dtype)
             else:
-                np.multiply(g[start:stop], hit, out=dtap)
+                np.multiply(whole[start:stop], hit, out=dtap.view(bits))
 
     parallel(run, len(x))
     return to_nchw(out[:, padding[0]:padding[0] + size[0], padding[1]:padding[1] + size[1]])

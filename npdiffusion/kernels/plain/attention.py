@@ -8,7 +8,7 @@ def softmax(x, axis):
 
     −∞ gives 0; nothing but −∞ along the axis gives NaN.
     """
-    y = np.exp(x - x.max(axis, keepdims=True))
+    y = np.exp(x - x.max(axis, keepdims=True, initial=-np.inf))
     return y / y.sum(axis, keepdims=True)
 
 
@@ -26,14 +26,16 @@ def attention(query, key, value, mask, dropout, scale):
 
     query Q (…, L, E), key K (…, S, E), value V (…, S, V); leading axes broadcast by NumPy's rules.
     mask: broadcasts to (…, L, S); bool (False becomes −∞) or float (added), or None.
-    dropout D: factors of P's shape (Srivastava et al. 2014: 0 or 1/(1 − p)), or None for 1. ∘ goes element by element.
-    Returns y (…, L, V) and the weights P (…, L, S).
+    dropout D: factors of P's shape (Srivastava et al. 2014: 0 or 1/(1 − p)), or None for 1. ∘ goes element by element;
+    0·∞ = 0 here: what is dropped is gone.
+    Returns y (…, L, V) and the weights P (…, L, S). A query that sees no key, its scores all −∞, has weights 0.
     """
     scores = scale * query @ key.swapaxes(-1, -2)  # [..., L, E] @ [..., E, S] -> [..., L, S]
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
-    weights = softmax(scores, -1)
-    return (weights if dropout is None else weights * dropout) @ value, weights
+    seeing = (scores != -np.inf).any(-1, keepdims=True)  # [..., L, 1]
+    weights = np.where(seeing, softmax(np.where(seeing, scores, 0), -1), 0)
+    return dropped(weights, dropout) @ value, weights
 
 
 def attention_backward(g, query, key, value, weights, dropout, scale):
@@ -45,9 +47,14 @@ def attention_backward(g, query, key, value, weights, dropout, scale):
         <dS, scale Q δKᵀ> = <dSᵀ, scale δK Qᵀ> = <scale dSᵀ Q, δK>  dK = scale dSᵀ Q
 
     All have the leading axes that the arrays were broadcast to: the adjoint of broadcasting sums over them (elsewhere).
+    A query without a key has P = 0, and so dS = 0: its result is constant.
     """
-    dropout = 1 if dropout is None else dropout
-    dvalue = (weights * dropout).swapaxes(-1, -2) @ g  # [..., S, L] @ [..., L, V] -> [..., S, V]
-    dweights = g @ value.swapaxes(-1, -2) * dropout  # [..., L, V] @ [..., V, S] -> [..., L, S]
+    dvalue = dropped(weights, dropout).swapaxes(-1, -2) @ g  # [..., S, L] @ [..., L, V] -> [..., S, V]
+    dweights = dropped(g @ value.swapaxes(-1, -2), dropout)  # [..., L, V] @ [..., V, S] -> [..., L, S]
     dscores = softmax_backward(dweights, weights, -1)
     return scale * dscores @ key, scale * dscores.swapaxes(-1, -2) @ query, dvalue, dscores
+
+
+def dropped(x, dropout):
+    """x∘D, where ∞ and NaN are dropped, too; x without a dropout."""
+    return x if dropout is None else np.where(dropout, x, 0) * dropout
