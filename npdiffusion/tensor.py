@@ -9,7 +9,7 @@ gradient of the result into the gradients of its inputs. That closure is all the
 """
 
 from contextlib import ContextDecorator
-from operator import attrgetter
+from operator import attrgetter, index
 
 import numpy as np
 
@@ -72,6 +72,8 @@ class Tensor:
         elif isinstance(data, np.generic):  # before float: np.float64 is one, and what an op makes of 0-d arrays
             data = np.asarray(data)
         elif isinstance(data, (bool, int, float, list, tuple)):
+            if _holds_tensor(data):
+                raise TypeError("a Tensor is not made of Tensors, which would cut their graph; use stack() or cat()")
             data = np.asarray(data)
             if data.dtype == np.float64:
                 data = data.astype(np.float32)
@@ -113,6 +115,19 @@ class Tensor:
 
     def __int__(self):
         return int(self.item())
+
+    def __index__(self):
+        return index(self.item())
+
+    def __round__(self, ndigits=None):
+        return round(self.item(), ndigits)
+
+    def __format__(self, spec):
+        number = self.data.size == 1 and (spec or not self.ndim)
+        return format(self.item(), spec) if number else super().__format__(spec)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.numpy(), dtype, copy=copy)
 
     def size(self, dim=None):
         """The shape, or its entry ``dim``."""
@@ -172,6 +187,10 @@ class Tensor:
             _add_to_leaf(self, grad, others=[grad])
         else:
             _walk_back(self.node, grad)
+
+
+def _holds_tensor(data):
+    return isinstance(data, Tensor) or isinstance(data, (list, tuple)) and any(map(_holds_tensor, data))
 
 
 def _walk_back(root, grad):

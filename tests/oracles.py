@@ -85,7 +85,6 @@ _elementwise("abs", abs)
 _elementwise("add", lambda x, y: x + y)
 _elementwise("div", lambda x, y: x / y)
 _elementwise("exp", math.exp)
-_elementwise("gelu", lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 _elementwise("log", math.log)
 _elementwise("maximum", lambda x, y: x if x > y else y)
 _elementwise("minimum", lambda x, y: x if x < y else y)
@@ -95,7 +94,6 @@ _elementwise("pow", math.pow)
 _elementwise("relu", lambda x: x if x > 0 else 0)
 _elementwise("sigmoid", sigma)
 _elementwise("silu", lambda x: x * sigma(x))
-_elementwise("softplus", lambda x: math.log(1 + math.exp(x)))
 _elementwise("sqrt", math.sqrt)
 _elementwise("sub", lambda x, y: x - y)
 _elementwise("tanh", math.tanh)
@@ -103,12 +101,27 @@ _elementwise("where", lambda c, x, y: x if c else y)
 
 
 @oracle
-def clamp(input, min=None, max=None):
-    def limited(x):
-        x = min if min is not None and x < min else x
-        return max if max is not None and x > max else x
+def gelu(input, approximate="none"):
+    def below(x):
+        if approximate == "none":
+            return math.erf(x / math.sqrt(2))
+        return math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
 
-    return each(limited, input)
+    return each(lambda x: 0.5 * x * (1 + below(x)), input)
+
+
+@oracle
+def softplus(input, beta=1.0):
+    return each(lambda x: math.log(1 + math.exp(beta * x)) / beta, input)
+
+
+@oracle
+def clamp(input, min=None, max=None):
+    def limited(x, low, high):
+        x = low if x < low else x
+        return high if x > high else x
+
+    return each(limited, input, -math.inf if min is None else min, math.inf if max is None else max)
 
 
 @oracle
@@ -159,6 +172,8 @@ def var(input, dim=None, correction=1, keepdim=False):
 
 def _extreme(name, best):
     def function(input, dim=None, keepdim=False):
+        if isinstance(dim, np.ndarray):
+            return each(best, input, dim)
         values = reduced(input, dim, keepdim, best)
         return values if dim is None else (values, reduced(input, dim, keepdim, lambda xs: xs.index(best(xs))))
 
@@ -351,7 +366,8 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, is_causal=Fa
 def batched(function):
     """The oracle of (C, H, W) from the one of (N, C, H, W)."""
     def both(input, *args, **options):
-        return function(input, *args, **options) if input.ndim == 4 else function(input[None], *args, **options)[0]
+        y = function(input if input.ndim == 4 else input[None], *args, **options)
+        return y if input.ndim == 4 else tuple(z[0] for z in y) if isinstance(y, tuple) else y[0]
 
     ORACLES[function.__name__] = both
     return both
@@ -410,13 +426,19 @@ def windows(size, kernel, stride, padding, dilation, ceil_mode):
 
 
 @batched
-def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     kernel, padding, dilation = pair(kernel_size), pair(padding), pair(dilation)
     stride = kernel if stride is None else pair(stride)
     rows, columns = (windows(*arguments, ceil_mode) for arguments in zip(
         input.shape[2:], kernel, stride, padding, dilation))
-    return filled((*input.shape[:2], len(rows), len(columns)), lambda index: max(
-        pixel(input, *index[:2], i, j, -math.inf) for i in rows[index[2]] for j in columns[index[3]]))
+
+    def largest(index):
+        return max((pixel(input, *index[:2], i, j, -math.inf), i * input.shape[3] + j)
+                   for i in rows[index[2]] for j in columns[index[3]])
+
+    shape = (*input.shape[:2], len(rows), len(columns))
+    values, places = (filled(shape, lambda index: largest(index)[k]) for k in (0, 1))
+    return (values, places) if return_indices else values
 
 
 @batched
@@ -438,7 +460,7 @@ def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
     return filled((*input.shape[:2], len(rows), len(columns)), element)
 
 
-@batched
+@oracle
 def interpolate(input, size=None, scale_factor=None):
     inside = input.shape[2:]
     if size is None:
@@ -524,13 +546,14 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
         return -w * (p * y * math.log(sigma(x)) + (1 - y) * math.log(1 - sigma(x)))
 
     weight, pos_weight = (1.0 if p is None else plain(p) for p in (weight, pos_weight))
-    return reduce_loss(each(loss, input, plain(target), weight, pos_weight), reduction)
+    return reduce_loss(each(loss, input, target, weight, pos_weight), reduction)
 
 
 @oracle
-def cross_entropy(input, target, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    target, axis = plain(target), 0 if input.ndim == 1 else 1
+def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    axis = 0 if input.ndim == 1 else 1
     logs, classes, counted = log_softmax(input, axis), input.shape[axis], []
+    weight = np.ones(classes) if weight is None else plain(weight)
 
     def loss(index):
         def along(x, c):
@@ -542,11 +565,11 @@ def cross_entropy(input, target, ignore_index=-100, reduction="mean", label_smoo
             return 0.0
         else:
             q = [1.0 if c == target[index] else 0.0 for c in range(classes)]
-        counted.append(index)
-        q = [(1 - label_smoothing) * p + label_smoothing / classes for p in q]
+        counted.append(1.0 if target.dtype.kind == "f" else weight[target[index]].item())
+        q = [weight[c].item() * ((1 - label_smoothing) * q[c] + label_smoothing / classes) for c in range(classes)]
         return -sum(q[c] * along(logs, c) for c in range(classes))
 
     losses = filled(input.shape[:axis] + input.shape[axis + 1:], loss)
     if reduction == "mean":
-        return np.asarray(math.fsum(losses.ravel()) / max(1, len(counted)))
+        return np.asarray(math.fsum(losses.ravel()) / math.fsum(counted))
     return reduce_loss(losses, reduction)

@@ -165,7 +165,8 @@ class Drawn:
 
 @case("abs", "exp", "neg", "gelu", "relu", "sigmoid", "silu", "softplus", "tanh")
 def _(d):
-    return (d.array(*d.shape(), scale=1.5),), {}
+    options = {"gelu": {"approximate": d.pick("none", "tanh")}, "softplus": {"beta": d.pick(1.0, 3.0)}}
+    return (d.array(*d.shape(), scale=1.5),), options.get(d.name, {})
 
 
 @case("log", "sqrt")
@@ -197,8 +198,10 @@ def _(d):
 
 @case("clamp")
 def _(d):
-    limits = d.pick({"min": -0.5}, {"max": 0.25}, {"min": -1, "max": 0.5}, {"min": 0.0, "max": 0.0})
-    return (d.array(*d.shape()),), limits
+    shape = d.shape()
+    low, high = [d.array(*d.broadcast(shape)) if d.pick(True, False) else limit for limit in d.pick(
+        (-0.5, None), (None, 0.25), (-1, 0.5), (0.0, 0.0))]
+    return (d.array(*shape), low, high), {}
 
 
 @case("where")
@@ -261,7 +264,7 @@ def _(d):
     shape = d.shape()
     x = d.array(*shape, distinct=True)
     if not shape or d.pick(False, False, True):
-        return (x,), {}
+        return (x, d.array(*d.broadcast(shape), distinct=True)) if d.pick(True, False) else (x,), {}
     return (x, d.int(-len(shape), len(shape) - 1)), {"keepdim": d.pick(True, False)}
 
 
@@ -446,7 +449,7 @@ def _(d):
     padding = tuple(k // 2 if d.pick(True, False) else 0 for k in np.broadcast_to(kernel, 2).tolist())
     return (d.image(d.int(1, 3), 5, 7, distinct=True), kernel), {
         "stride": d.pick(None, d.ints(1, 4)), "padding": padding, "dilation": dilation,
-        "ceil_mode": d.pick(True, False)}
+        "ceil_mode": d.pick(True, False), "return_indices": d.pick(True, False)}
 
 
 @case("avg_pool2d")
@@ -460,7 +463,7 @@ def _(d):
 
 @case("interpolate")
 def _(d):
-    x = d.image(d.int(1, 3))
+    x = d.array(d.int(1, 3), d.int(1, 3), d.int(1, 6), d.int(1, 6))
     if d.pick(True, False):
         return (x,), {"size": d.ints(1, 9)}
     return (x,), {"scale_factor": d.pick(1, 2, 3, 1.5, (2, 1.25), (1, 3))}
@@ -496,11 +499,11 @@ def _(d):
 def _(d):
     shape = d.shape()
     options = {"reduction": d.pick("mean", "sum", "none")}
-    target = Tensor(d.rng.random(shape).astype(d.dtype) if shape else np.asarray(d.rng.random(), d.dtype))
+    target = np.asarray(d.rng.random(shape), d.dtype)
     for name in ("weight", "pos_weight"):
         if d.pick(True, False):
             options[name] = Tensor(d.array(*d.broadcast(shape), positive=True))
-    return (d.array(*shape, scale=2.0),), {"target": target, **options}
+    return (d.array(*shape, scale=2.0), target), options
 
 
 @case("cross_entropy")
@@ -509,16 +512,17 @@ def _(d):
     shape = batch + (classes,) + (rest if batch else ())
     axis = len(batch)
     options = {"reduction": d.pick("mean", "sum", "none"), "label_smoothing": d.pick(0.0, 0.2)}
+    if d.pick(True, False):
+        options["weight"] = Tensor(d.array(classes, positive=True))
     if d.pick(False, False, True):
-        q = d.rng.random(shape) + 0.1
-        options["target"] = Tensor((q / q.sum(axis, keepdims=True)).astype(d.dtype))
+        target = (d.rng.random(shape) + 0.1).astype(d.dtype)
+        target /= target.sum(axis, keepdims=True)
     else:
-        labels = np.asarray(d.rng.integers(0, classes, shape[:axis] + shape[axis + 1:]))
-        if labels.size > 1 and d.pick(True, False):
+        target = np.asarray(d.rng.integers(0, classes, shape[:axis] + shape[axis + 1:]))
+        if target.size > 1 and d.pick(True, False):
             options["ignore_index"] = d.pick(-100, 0, 255)
-            labels.flat[0] = options["ignore_index"]
-        options["target"] = Tensor(labels)
-    return (d.array(*shape, scale=2.0),), options
+            target.flat[:2] = options["ignore_index"], (options["ignore_index"] + 1) % classes
+    return (d.array(*shape, scale=2.0), target), options
 
 
 # Kernels and what they are given, for the tests in which one element is infinite or NaN: in each of the arrays but

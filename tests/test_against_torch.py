@@ -1,5 +1,7 @@
 """Results and gradients against PyTorch, where it is installed: same names, argument order and conventions."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -82,10 +84,18 @@ def test_integers(name):
 
 
 def test_other_elementwise():
-    same("gelu", normal(3, 4), approximate="tanh")
+    for approximate in ("none", "tanh"):
+        same("gelu", 3 * normal(3, 4), approximate=approximate)
+    same("softplus", normal(30), arguments=(3, 0.2))
     for limits in ({"min": -0.5}, {"max": 0.5}, {"min": -0.5, "max": 0.5}):
         same("clamp", normal(3, 4), **limits)
-    same("clamp", np.array([-1.0, 0.0, 0.5, 1.0, 2.0], np.float32), arguments=(0, 1))  # gradients at the limits
+    values = np.array([-1.0, 0.0, 0.5, 1.0, 2.0], np.float32)
+    same("clamp", values, arguments=(0, 1))  # gradients at the limits
+    for low, high in ([0, 1], [0.5, 0.5], [1, 0]):
+        same("clamp", values, np.full(5, low, np.float32), np.full(1, high, np.float32), module=torch)
+    same("clamp", values, np.zeros((2, 1), np.float32), module=torch)
+    agree(lambda x, high: x.clamp(0, high), lambda x, high: torch.clamp(x, torch.tensor(0), high), values, values[::-1])
+    same("clamp", np.array([0, 1, 5]), arguments=(0.5, 3))
     agree(lambda c, x, y: F.where(c > 0, x, y), lambda c, x, y: torch.where(c > 0, x, y),
           np.array([0, 1, 1]), normal(2, 3), normal(3))
     same("dropout", normal(3), p=0.5, training=False)
@@ -113,8 +123,48 @@ def test_reductions(keepdim):
     for name in ("sum", "mean", "var", "max", "min"):
         same(name, normal(3, 4), module=torch)
     same("max", np.array([1, 3, 3], np.float32), module=torch)
+    for dim in ((), [], None):
+        for name in ("sum", "mean"):
+            same(name, normal(3, 4), dim=dim, module=torch)
+    for options in ({"unbiased": False}, {"unbiased": True}, {"correction": None}, {"correction": 0.5}):
+        same("var", normal(3, 4), dim=1, **options)
+    for arguments in ((False,), (True,), (1, False), (1, True, True)):
+        same("var", normal(3, 4), arguments=arguments)
+    for name in ("max", "min"):
+        same(name, normal(3, 4), normal(4, seed=1), module=torch)
+    for name in ("sum", "mean"):
+        agree(lambda x: getattr(F, name)(x, 0, dtype="float64"),
+              lambda x: getattr(torch, name)(x, 0, dtype=torch.double), np.array([[1, 2], [2, 4]]))
+    agree(lambda x: x.sum(dtype="int32"), lambda x: x.sum(dtype=torch.int32), np.array([1, 2]))
     for dtype in (bool, np.uint8, np.int32, np.int64):
         same("sum", np.array([[1, 0, 1]]).astype(dtype), dim=1, module=torch)
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+def test_a_number_has_no_axes_but_these(dim):
+    for name in ("sum", "mean", "max", "min", "softmax", "log_softmax", "squeeze", "unsqueeze", "flatten"):
+        same(name, normal(), arguments=(dim,), module=torch)
+    same("sum", normal(), arguments=(dim, True))
+    same("max", normal(), arguments=(dim, True), module=torch)
+    same("transpose", normal(), arguments=(dim, 0), module=torch)
+    for f in (lambda x: x.sum(1), lambda x: F.softmax(x, -2), lambda x: x.transpose(0, 1)):
+        with pytest.raises(ValueError, match="axes"):
+            f(Tensor(1.0))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 7, 6), (0, 4, 3, 3)])
+def test_empty_batches(shape):
+    x = np.zeros(shape, np.float32)
+    for weight in ((6, 4, 3, 3), (2, 4, 1, 1)):
+        same("conv2d", x, normal(*weight), normal(weight[0]))
+        same("conv_transpose2d", x, normal(4, *weight[1:]), normal(4), stride=2)
+    for name in ("max_pool2d", "avg_pool2d"):
+        same(name, x, arguments=(3, 2, 1))
+    same("group_norm", x, arguments=(2,))
+    agree(lambda x, w, b: F.group_norm(x, 2, w, b), lambda x, w, b: TF.group_norm(x, 2, w, b), x, normal(4), normal(4))
+    agree(lambda x, s: F.group_norm_silu(x, 2, None, None, s), lambda x, s: TF.silu(x) + s.sum() * 0, x, normal(0, 8))
+    same("interpolate", x, arguments=(5,))
+    same("layer_norm", x, arguments=(shape[-1:],))
 
 
 def test_shapes():
@@ -243,6 +293,19 @@ def test_pools_smaller_than_their_window():
         same("avg_pool2d", normal(1, 1, size, size), arguments=(kernel,), stride=2, ceil_mode=True)
     same("max_pool2d", image, arguments=(2, 1, 0, 3))
     same("max_pool2d", image, arguments=(3, 2, 1, (2, 1)))
+    for name in ("max_pool2d", "avg_pool2d"):
+        same(name, image, arguments=((2,), (), [1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 1, "padding": 1}, {"dilation": 2, "padding": (1, 0)},
+                                     {"ceil_mode": True, "stride": 2}], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 7, 6), (3, 7, 6), (0, 3, 7, 6)])
+def test_indices_of_maxima(shape, options):
+    for x in (normal(*shape), np.round(normal(*shape))):  # also with ties
+        y, places = F.max_pool2d(Tensor(x), 3, return_indices=True, **options)
+        z, expected = TF.max_pool2d(torch.tensor(x), 3, return_indices=True, **options)
+        np.testing.assert_array_equal(y.data, z.numpy())
+        np.testing.assert_array_equal(places.data, expected.numpy())
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 12, 13, 14, (3, 18), (20, 5)])
@@ -254,6 +317,7 @@ def test_interpolate_to_a_size(size):
 @pytest.mark.parametrize("factor", [1, 2, 3, 0.5, 1.5, 2.5, (2, 0.75)])
 def test_interpolate_by_a_factor(factor):
     same("interpolate", image, scale_factor=factor)
+    same("interpolate", image, scale_factor=factor, recompute_scale_factor=True, align_corners=None, antialias=False)
 
 
 def test_norms():
@@ -291,15 +355,24 @@ def test_losses(reduction):
             return {k: None if v is None else kind(v) for k, v in (("weight", weight), ("pos_weight", pos_weight))}
 
         name = "binary_cross_entropy_with_logits"
-        agree(lambda x: getattr(F, name)(x, Tensor(target.numpy()), reduction=reduction, **options(Tensor)),
-              lambda x: getattr(TF, name)(x, target, reduction=reduction, **options(torch.tensor)), x)
+        agree(lambda x, y: getattr(F, name)(x, y, reduction=reduction, **options(Tensor)),
+              lambda x, y: getattr(TF, name)(x, y, reduction=reduction, **options(torch.tensor)), x, target.numpy())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy(reduction, smoothing):
+@pytest.mark.parametrize("weight", [None, normal(5, positive=True), np.array([0, 1, 2, 0, 1], np.float32)], ids=str)
+def test_cross_entropy(reduction, smoothing, weight):
     options = {"reduction": reduction, "label_smoothing": smoothing}
     rng = np.random.default_rng(0)
+
+    def same(name, x, target, **options):
+        def arguments(kind):
+            return () if weight is None else (kind(weight),)
+
+        agree(lambda x, y: F.cross_entropy(x, y, *arguments(Tensor), **options),
+              lambda x, y: TF.cross_entropy(x, y, *arguments(torch.tensor), **options), x, target)
+
     for shape in [(5,), (3, 5), (3, 5, 4), (3, 5, 2, 2)]:
         labels = np.asarray(rng.integers(0, 5, shape[:-1] if len(shape) < 3 else (shape[0], *shape[2:])))
         same("cross_entropy", normal(*shape), labels, **options)
@@ -308,5 +381,107 @@ def test_cross_entropy(reduction, smoothing):
             same("cross_entropy", normal(*shape), labels, **options)
             same("cross_entropy", normal(*shape), np.where(labels < 0, 1, labels), ignore_index=1, **options)
         q = torch.softmax(torch.tensor(normal(*shape, seed=3)), min(1, len(shape) - 1))
-        agree(lambda x: F.cross_entropy(x, Tensor(q.numpy()), **options),
-              lambda x: TF.cross_entropy(x, q, **options), normal(*shape))
+        same("cross_entropy", normal(*shape), q.numpy(), **options)
+        if labels.ndim:
+            same("cross_entropy", normal(*shape), np.full_like(labels, -100), **options)
+
+
+# Defaults: each is left out once, and matters
+
+x, y, zero_one = normal(3, 4), normal(3, 4, seed=1), np.abs(np.tanh(normal(3, 4)))
+norm = [0.01 * image, 2]
+qkv = [normal(2, 5, 4, seed=i) for i in range(3)]
+DEFAULTS = {  # op: what it is called with, {argument: another value than its default}, what else must be said
+    "avg_pool2d": ([image, 3], {"stride": 1, "padding": 1, "ceil_mode": True, "divisor_override": 3}, {}),
+    "avg_pool2d of padding": ([image, 3], {"count_include_pad": False}, {"padding": 1}),
+    "binary_cross_entropy_with_logits": (
+        [x, zero_one], {"weight": Tensor(zero_one), "reduction": "sum", "pos_weight": Tensor(zero_one)}, {}),
+    "cat": ([[x, y]], {"dim": 1}, {}),
+    "clamp": ([x], {"min": -0.5}, {"max": 0.5}),
+    "clamp from below": ([x], {"max": 0.5}, {"min": -0.5}),
+    "conv2d": ([image, normal(4, 4, 3, 3)], {
+        "bias": Tensor(normal(4)), "stride": 2, "padding": 1, "dilation": 2, "groups": 2}, {}),
+    "conv_transpose2d": ([image, normal(4, 2, 3, 3)], {
+        "bias": Tensor(normal(2)), "stride": 2, "padding": 1, "groups": 2, "dilation": 2}, {}),
+    "conv_transpose2d in steps": ([image, normal(4, 2, 3, 3)], {"output_padding": 1}, {"stride": 2}),
+    "cross_entropy": ([x, np.array([0, 1, -100])], {"ignore_index": 1, "reduction": "sum", "label_smoothing": 0.1,
+                                                    "weight": Tensor(normal(4, positive=True))}, {}),
+    "dropout": ([np.ones((50, 50), np.float32)], {"p": 0.0, "training": False, "inplace": True}, {}),
+    "flatten": ([normal(2, 3, 4)], {"start_dim": 1, "end_dim": 1}, {}),
+    "gelu": ([x], {"approximate": "tanh"}, {}),
+    "group_norm": (norm, {"weight": Tensor(normal(4)), "bias": Tensor(normal(4)), "eps": 0.1}, {}),
+    "group_norm_silu": (norm, {"weight": Tensor(normal(4)), "bias": Tensor(normal(4)), "eps": 0.1,
+                               "scale_shift": Tensor(normal(2, 8))}, {}),
+    "interpolate": ([image], {"size": 4, "mode": "bilinear", "align_corners": True, "antialias": True,
+                              "recompute_scale_factor": True}, {"scale_factor": 1.7}),
+    "interpolate to a size": ([image], {"scale_factor": 2}, {"size": 5}),
+    "l1_loss": ([x, y], {"reduction": "sum"}, {}),
+    "layer_norm": ([0.01 * x, 4], {"weight": Tensor(normal(4)), "bias": Tensor(normal(4)), "eps": 0.1}, {}),
+    "linear": ([x, normal(5, 4)], {"bias": Tensor(normal(5))}, {}),
+    "log_softmax": ([x, 1], {"dtype": "float64"}, {}),
+    "max": ([x], {"dim": 1}, {}),
+    "max along an axis": ([x, 1], {"keepdim": True}, {}),
+    "max_pool2d": ([image, 3], {
+        "stride": 1, "padding": 1, "dilation": 2, "ceil_mode": True, "return_indices": True}, {}),
+    "mean": ([x], {"dim": 1, "keepdim": True, "dtype": "float64"}, {}),
+    "min": ([x], {"dim": 1}, {}),
+    "min along an axis": ([x, 1], {"keepdim": True}, {}),
+    "mse_loss": ([x, y], {"reduction": "sum"}, {}),
+    "pad": ([x, (1, 1)], {"mode": "reflect", "value": 1.0}, {}),
+    "relu": ([x], {"inplace": True}, {}),
+    "scaled_dot_product_attention": (qkv, {"attn_mask": Tensor(normal(5, 5)), "dropout_p": 0.5, "is_causal": True,
+                                           "scale": 0.1}, {}),
+    "silu": ([x], {"inplace": True}, {}),
+    "softmax": ([x, 1], {"dtype": "float64"}, {}),
+    "softplus": ([5 * x], {"beta": 2.0, "threshold": 2.0}, {}),
+    "squeeze": ([normal(1, 3, 1)], {"dim": 0}, {}),
+    "stack": ([[x, y]], {"dim": 1}, {}),
+    "sum": ([x], {"dim": 1, "keepdim": True, "dtype": "float64"}, {}),
+    "var": ([x], {"dim": 1, "correction": 0, "keepdim": True, "unbiased": False}, {}),
+}
+
+
+def called(module, wrap, what, **options):
+    """The op, or PyTorch's of this name, with what DEFAULTS says; its results."""
+    name, (args, _, more) = what.split()[0], DEFAULTS[what]
+    if module is torch:
+        op = getattr(TF, name) if hasattr(TF, name) else getattr(
+            torch, name, lambda *args: TF.silu(TF.group_norm(*args)))  # there is no group_norm_silu
+        args = [args[0], (4,)] if name == "layer_norm" else args
+    else:
+        op = getattr(F, name)
+    args = [[wrap(a) for a in x] if isinstance(x, list) else wrap(x) if isinstance(x, np.ndarray) else x for x in args]
+    results = op(*args, **more, **options)
+    return list(results) if isinstance(results, tuple) else [results]
+
+
+@pytest.mark.parametrize("what", DEFAULTS)
+def test_defaults(what):
+    ours, theirs = called(F, Tensor, what), called(torch, torch.tensor, what)
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a.shape == tuple(b.shape) and str(a.dtype) == str(b.dtype).removeprefix("torch.")
+        if what == "dropout":
+            a, b = a.data != 0, b != 0
+            assert np.unique(ours[0].data).tolist() == np.unique(theirs[0]).tolist() and abs(a.mean() - 0.5) < 0.05
+        else:
+            close(a.data, b.numpy(), 1e-5)
+
+
+@pytest.mark.parametrize("what, name", [(what, name) for what in DEFAULTS for name in DEFAULTS[what][1]])
+def test_defaults_matter(what, name):
+    """Another one in its place would have been noticed."""
+    (default, *_), others = called(F, Tensor, what), None
+    try:
+        others = called(F, Tensor, what, **{name: DEFAULTS[what][1][name]})
+    except ValueError:  # not supported, or not together
+        return
+    assert len(others) != len(called(F, Tensor, what)) or others[0].dtype != default.dtype or not (
+        np.array_equal(others[0].data, default.data))
+
+
+def test_every_default_is_left_out_once():
+    known = {(what.split()[0], name) for what, (_, others, _) in DEFAULTS.items() for name in others}
+    assert known == {
+        (name, p.name) for name in F.__all__ for p in inspect.signature(getattr(F, name)).parameters.values()
+        if p.default is not p.empty and p.name != "generator"}

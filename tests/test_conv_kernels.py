@@ -337,11 +337,11 @@ def black(x):
 def test_uneven_images_keep_their_digits(change, num_threads):
     """Each output within 1e-4 of what its window can make: √(Σ x² Σ w²)."""
     rng = np.random.default_rng(0)
-    x, weight = array(rng, (2, 16, 24, 24), "float32", "nhwc"), array(rng, (16, 16, 3, 3), "float32")
+    x, weight = array(rng, (2, 16, 16, 16), "float32", "nhwc"), array(rng, (16, 16, 3, 3), "float32")
     change(x)
     with machine(num_threads, 1 << 21):
-        y = conv2d(x, weight, None, (24, 24), (1, 1), (1, 1), (1, 1), 1)
-        turned = conv_transpose2d(x, weight, None, (24, 24), (1, 1), (1, 1), (1, 1), 1)
+        y = conv2d(x, weight, None, (16, 16), (1, 1), (1, 1), (1, 1), 1)
+        turned = conv_transpose2d(x, weight, None, (16, 16), (1, 1), (1, 1), (1, 1), 1)
     for y, weight in ((y, weight), (turned, weight.swapaxes(0, 1)[..., ::-1, ::-1])):
         expected, *_ = conv_loops(x, weight, np.zeros, (1, 1), SAME, (1, 1), 1)
         sizes, *_ = conv_loops(x**2, weight**2, np.zeros, (1, 1), SAME, (1, 1), 1)
@@ -350,7 +350,7 @@ def test_uneven_images_keep_their_digits(change, num_threads):
 
 def test_even_images_take_winograds_way():
     rng = np.random.default_rng(0)
-    x = array(rng, (2, 16, 24, 24), "float32")
+    x = array(rng, (2, 16, 16, 16), "float32")
     assert winograd.fits_winograd(x, even=True)
     x[0, :, 3, 3] *= 1e3
     assert winograd.fits_winograd(x, even=False) and not winograd.fits_winograd(x, even=True)

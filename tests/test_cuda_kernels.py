@@ -188,6 +188,7 @@ def test_activations(data):
     shape = d.pick((), (d.int(0, 600),), (3, 4, 5), (2, d.int(1, 5), 3, 4))
     x, g = d.array(*shape), d.array(*shape)
     images = [0] if len(shape) == 4 else []
+    assert_close(cuda.erf(x), np.asarray(reference.erf(x)), images)
     assert_close(cuda.silu(x), np.asarray(reference.silu(x)), images)
     assert_close(cuda.silu_backward(g, x), np.asarray(reference.silu_backward(g, x)), images)
 

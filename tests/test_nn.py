@@ -18,7 +18,9 @@ LAYERS = {  # layer -> (input shape, op that it must agree with)
     nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, 2): (
         (2, 4, 3, 4), lambda l, x: F.conv_transpose2d(x, l.weight, l.bias, 2, 1, 1, 2)),
     nn.MaxPool2d(2): ((1, 2, 4, 6), lambda l, x: F.max_pool2d(x, 2)),
+    nn.MaxPool2d(2, None, 0, 1, False, True): ((1, 2, 5, 5), lambda l, x: F.max_pool2d(x, 2, ceil_mode=True)),
     nn.AvgPool2d(3, 2, 1): ((1, 2, 5, 6), lambda l, x: F.avg_pool2d(x, 3, 2, 1)),
+    nn.AvgPool2d(3, divisor_override=2): ((1, 2, 5, 6), lambda l, x: F.avg_pool2d(x, 3, divisor_override=2)),
     nn.Upsample(scale_factor=2): ((1, 2, 3, 3), lambda l, x: F.interpolate(x, scale_factor=2)),
     nn.GroupNorm(2, 6): ((2, 6, 3, 3), lambda l, x: F.group_norm(x, 2, l.weight, l.bias)),
     nn.LayerNorm((3, 4)): ((2, 3, 4), lambda l, x: F.layer_norm(x, (3, 4), l.weight, l.bias)),
@@ -26,6 +28,7 @@ LAYERS = {  # layer -> (input shape, op that it must agree with)
     nn.Identity(): ((2, 3), lambda l, x: x),
     **{layer: ((2, 3), op) for layer, op in [
         (nn.ReLU(), lambda l, x: F.relu(x)), (nn.SiLU(), lambda l, x: F.silu(x)), (nn.GELU(), lambda l, x: F.gelu(x)),
+        (nn.GELU("tanh"), lambda l, x: F.gelu(x, "tanh")), (nn.Softplus(2, 5), lambda l, x: F.softplus(x, 2, 5)),
         (nn.Sigmoid(), lambda l, x: F.sigmoid(x)), (nn.Tanh(), lambda l, x: F.tanh(x)),
         (nn.Softplus(), lambda l, x: F.softplus(x))]},
 }
@@ -106,8 +109,78 @@ def test_load_state_dict_is_strict_and_all_or_nothing():
 @pytest.mark.parametrize("make", [lambda: nn.Conv2d(3, 4, 3, groups=2), lambda: nn.GroupNorm(3, 4),
                                   lambda: nn.ConvTranspose2d(4, 3, 3, groups=2)])
 def test_layers_check_their_groups(make):
-    with pytest.raises(ValueError, match="must divide"):
+    with pytest.raises(ValueError, match="divides"):
         make()
+
+
+@pytest.mark.parametrize("make, error, message", [
+    (lambda: nn.AvgPool2d(), TypeError, "kernel_size"), (lambda: nn.Tanh(1), TypeError, "positional"),
+    (lambda: nn.ReLU(True)(Tensor([1.0])), ValueError, "inplace"), (lambda: nn.Linear(2.0, 3), TypeError, "integer"),
+    (lambda: nn.Conv2d(1, 2, 3.0), ValueError, "integer"), (lambda: nn.Conv2d(1, 2, (1, 2, 3)), ValueError, "pair"),
+    (lambda: nn.LayerNorm(3.0), TypeError, "integer"), (lambda: nn.GroupNorm(2.0, 4), TypeError, "integer")])
+def test_layers_check_their_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+NUMBERS = [  # of an image, by integers and numbers of Python's or NumPy's
+    lambda x, i, f: F.conv2d(x, x[:, :2, :3, :3], None, i(1), i(1), i(1), i(2)),
+    lambda x, i, f: F.conv_transpose2d(x, x[:1].expand(4, 4, 6, 6), None, i(2), (i(1), i(1)), i(1), i(2), i(1)),
+    lambda x, i, f: F.max_pool2d(x, i(2), i(1), i(1)),
+    lambda x, i, f: F.max_pool2d(x, (i(2), i(3)), [i(1)]),
+    lambda x, i, f: F.avg_pool2d(x, i(2), divisor_override=i(3)),
+    lambda x, i, f: F.interpolate(x, i(4)),
+    lambda x, i, f: F.interpolate(x, scale_factor=f(1.5)),
+    lambda x, i, f: F.group_norm(x, i(2), eps=f(1e-2)),
+    lambda x, i, f: F.group_norm_silu(x, i(2), eps=f(1e-2)),
+    lambda x, i, f: F.layer_norm(x, i(6), eps=f(1e-2)),
+    lambda x, i, f: F.layer_norm(x, (i(6), i(6))),
+    lambda x, i, f: x.reshape(i(8), i(-1)),
+    lambda x, i, f: x.reshape((i(8), i(36))),
+    lambda x, i, f: x[:, :1].expand(i(2), i(-1), 6, 6),
+    lambda x, i, f: F.pad(x, (i(1), i(-2)), value=f(0.1)),
+    lambda x, i, f: x.permute(i(0), i(2), i(3), i(1)),
+    lambda x, i, f: x.sum(i(1)),
+    lambda x, i, f: x.mean((i(1), i(-1))),
+    lambda x, i, f: x.flatten(i(1), i(2)),
+    lambda x, i, f: x.var(i(1), correction=f(0.5)),
+    lambda x, i, f: F.softmax(x, i(1)),
+    lambda x, i, f: x.transpose(i(0), i(1)),
+    lambda x, i, f: x.unsqueeze(i(1)).squeeze(i(1)),
+    lambda x, i, f: F.cat([x, x], i(1)),
+    lambda x, i, f: x[i(0), i(1):i(3)],
+    lambda x, i, f: x.max(i(1)).values,
+    lambda x, i, f: F.dropout(x, f(0.25), generator=np.random.default_rng(0)),
+    lambda x, i, f: x.clamp(f(0), f(1)),
+    lambda x, i, f: F.softplus(x, f(2), f(3)),
+    lambda x, i, f: x * f(0.1) + i(2),
+    lambda x, i, f: F.cross_entropy(x[:, :, 0, 0], Tensor([0, 1]), ignore_index=i(1), label_smoothing=f(0.1)),
+    lambda x, i, f: F.scaled_dot_product_attention(x, x, x, scale=f(0.3)),
+    lambda x, i, f: on(x, nn.Conv2d(i(4), i(2), i(3), groups=i(2)))(x),
+    lambda x, i, f: on(x, nn.GroupNorm(i(2), i(4), f(0.1)))(x),
+    lambda x, i, f: on(x, nn.ConvTranspose2d(i(4), i(2), i(3)))(x),
+    lambda x, i, f: on(x, nn.Linear(i(6), i(2)))(x),
+    lambda x, i, f: on(x, nn.LayerNorm(i(6)))(x),
+    lambda x, i, f: on(x, nn.LayerNorm((i(6), i(6)), f(0.1)))(x),
+    lambda x, i, f: on(x, nn.Embedding(i(3), i(2)))(Tensor([0, 1])),
+    lambda x, i, f: nn.Dropout(f(0.0))(x),
+]
+
+
+def on(x, layer):
+    return layer.to(x.device)
+
+
+@pytest.mark.parametrize("of", NUMBERS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("cupy", ["stand-in"], indirect=True)
+def test_numpys_numbers_are_numbers(cupy, device, of):
+    """The same bits, and float32, as with Python's."""
+    image, results = np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32), []
+    for i, f in ((int, float), (np.int64, np.float64)):
+        npdiffusion.manual_seed(0)
+        results.append(of(Tensor(image, device=device), i, f).cpu().data)
+    assert results[0].dtype == results[1].dtype == np.float32 and np.array_equal(*results)
 
 
 # UNet

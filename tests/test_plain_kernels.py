@@ -306,6 +306,17 @@ def test_activations(shape, rng):
     check_gradients(plain.silu, lambda g, x: [plain.silu_backward(g, x)], [x], rng)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 4e-16), (np.float32, 2e-7)])
+def test_erf(dtype, tolerance):
+    x = np.concatenate([np.linspace(-7, 7, 20001), [0.46875, 4, 1e-300, -1e300, math.inf, -math.inf, math.nan]])
+    with np.errstate(over="ignore"):
+        x = x.astype(dtype)
+    with np.errstate(all="raise", under="ignore"):
+        y = plain.erf(x)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y, [math.erf(a) for a in x], rtol=0, atol=tolerance)
+
+
 def test_activations_of_large_numbers():
     x, ones = np.array([-1e4, 0, 1e4]), np.ones(3)
     with np.errstate(all="raise"):

@@ -1,6 +1,7 @@
 """The engine: Tensors, the walk back through the graph, its memory and its errors."""
 
 import gc
+import operator
 import re
 import weakref
 
@@ -22,6 +23,18 @@ def test_dtypes_as_in_pytorch():
     x = Tensor(np.ones(3, np.float32))
     for y in (x * 2.5, 1 - x, x / 3, x ** 2, x + np.float64(1), x.mean() * 0.1, x * Tensor([1, 2, 3])):
         assert y.dtype == np.float32
+
+
+def test_a_number_in_a_tensor_does_not_change_the_dtype():
+    """As in PyTorch, if it is of no higher kind: () beside (3,)."""
+    x, small = Tensor(np.ones(3, np.float32)), Tensor(np.ones(3, np.int8))
+    for number in (Tensor(np.float64(2)), np.array(2.0), np.float64(2), Tensor(2)):
+        for op in (F.add, F.div, F.maximum, F.mul, F.pow, F.sub):
+            assert op(x, number).dtype == op(number, x).dtype == np.float32
+        assert F.where(x > 0, x, number).dtype == x.clamp(number).dtype == np.float32
+    assert (small + Tensor(2)).dtype == np.int8 and (small + np.array(2.0)).dtype == np.float64
+    assert (Tensor([True]) + Tensor(2)).dtype == np.int64
+    assert (Tensor(np.float32(1)) * Tensor(np.float64(1))).dtype == (x * Tensor(np.ones(1))).dtype == np.float64
 
 
 @pytest.mark.parametrize("bad", [np.zeros(2, np.float16), np.zeros(2, complex), np.array(["a"])])
@@ -200,6 +213,49 @@ def test_item_bool_len_iter():
     with pytest.raises(RuntimeError, match="detach"):
         leaf(2).numpy()
     assert "grad_fn=mul" in repr(leaf(2) * 2) and "requires_grad" in repr(leaf(2))
+
+
+def test_pythons_protocols_of_numbers():
+    loss, one, many = Tensor(np.float32(0.123456)), Tensor([2.5]), Tensor([[1.26, 2.0]])
+    assert f"{loss:.3f}" == "0.123" and f"{one:6.2f}" == "  2.50" and f"{Tensor(7):03d}" == "007"
+    assert f"{loss}" == str(loss.item()) and f"{one}" == str(one) and f"{many}" == str(many)
+    assert round(loss, 2) == 0.12 and round(one) == 2 and type(round(one)) is int
+    assert "abc"[Tensor(1)] == "b" and operator.index(Tensor([4])) == 4 and [0, 1, 2, 3][Tensor(1):Tensor(3)] == [1, 2]
+    with pytest.raises(TypeError, match="format"):
+        f"{many:.3f}"
+    for bad in (loss, one):
+        with pytest.raises(TypeError, match="integer"):
+            operator.index(bad)
+    for f in (round, operator.index):
+        with pytest.raises(ValueError, match="one element"):
+            f(many)
+
+
+def test_numpys_protocol_of_arrays(cupy):
+    x = Tensor(np.arange(3, dtype=np.float32))
+    assert np.asarray(x) is x.data and np.asarray(x, dtype=np.float64).tolist() == [0, 1, 2]
+    assert not np.shares_memory(np.array(x), x.data) and np.stack([x, x]).dtype == np.float32
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(x, dtype=np.float64, copy=False)
+    for bad, match in ((leaf(3), "detach"), (leaf(3) * 2, "detach"), (x.cuda(), "cpu")):
+        with pytest.raises(RuntimeError, match=match):
+            np.asarray(bad)
+
+
+def test_nothing_becomes_an_array_unasked():
+    x, a = leaf(3), np.ones(3)
+    for bad in ([x, x], (x.detach(),), [[1.0, Tensor(2.0)]]):
+        with pytest.raises(TypeError, match="stack"):
+            Tensor(bad)
+    for f in (np.maximum, np.add):
+        for args in ((x.detach(), a), (a, x.detach())):
+            with pytest.raises(TypeError, match="ufunc"):
+                f(*args)
+    with pytest.raises(TypeError, match="ufunc"):
+        a += x
+    assert a.tolist() == [1, 1, 1]
+    x += a
+    assert isinstance(x, Tensor) and x.requires_grad
 
 
 def test_to():

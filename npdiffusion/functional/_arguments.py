@@ -8,8 +8,8 @@ import numpy as np
 from ..tensor import Tensor
 
 __all__ = ["array", "arrays", "as_tensor", "axes_of", "axis_of", "check_affine", "check_float", "check_image",
-           "check_not_empty", "check_probability", "check_tensor", "conv_geometry", "needs", "of_images", "pair",
-           "pool_geometry"]
+           "check_groups", "check_not_empty", "check_not_in_place", "check_probability", "check_tensor",
+           "conv_geometry", "ints", "needs", "of_images", "pair", "pool_geometry"]
 
 
 def as_tensor(x, like=None):
@@ -49,29 +49,36 @@ def needs(*tensors):
 # ---- dims and pairs -------------------------------------------------------------------------------------
 
 
+def ints(value):
+    """An integer (Python's or NumPy's) or a sequence of them as a tuple; TypeError for anything else."""
+    return tuple(map(operator.index, value)) if hasattr(value, "__len__") else (operator.index(value),)
+
+
 def axes_of(dim, ndim):
-    """``dim`` (None for all, an int or a sequence) as a tuple of axes from 0 to ndim − 1, each once."""
-    dims = range(ndim) if dim is None else (dim,) if isinstance(dim, (int, np.integer)) else tuple(dim)
-    axes = tuple([d + ndim if d < 0 else d for d in dims])
-    if any([not 0 <= a < ndim for a in axes]) or len(set(axes)) != len(axes):
+    """``dim`` (None or () for all, an int or a sequence) as a tuple of axes from 0 to ndim − 1, each once.
+
+    A Tensor () has no axes, but 0 and −1 may be said, as in PyTorch.
+    """
+    dims, least = () if dim is None else ints(dim), max(ndim, 1)
+    axes = tuple([d + least if d < 0 else d for d in dims or range(ndim)])
+    if any([not 0 <= a < least for a in axes]) or len(set(axes)) != len(axes):
         raise ValueError(f"dim {dim!r} does not name distinct axes of a Tensor with {ndim} axes")
-    return axes
+    return axes if ndim else ()
 
 
 def axis_of(dim, ndim):
     """One ``dim`` as an axis from 0 to ndim − 1."""
     if not isinstance(dim, (int, np.integer)):
         raise TypeError(f"dim must be an integer here, got {dim!r}")
-    return axes_of(dim, ndim)[0]
+    return axes_of(dim, max(ndim, 1))[0]
 
 
 def pair(value, name, least=1):
-    """An int or a pair of ints, each at least ``least``, as a tuple of two."""
+    """An int or a pair of ints (or a sequence of one for both), each at least ``least``, as a tuple of two."""
     if type(value) is int and value >= least:
         return value, value
     try:
-        a, b = (value, value) if isinstance(value, (int, np.integer)) else value
-        a, b = operator.index(a), operator.index(b)
+        a, b = 2 * ints(value) if not hasattr(value, "__len__") or len(value) == 1 else ints(value)
     except (TypeError, ValueError):  # not a pair, or not integers
         a = b = least - 1
     if min(a, b) < least:
@@ -129,18 +136,36 @@ def check_probability(op, p):
         raise ValueError(f"{op} expects a probability 0 <= p <= 1, got {p!r}")
 
 
+def check_groups(op, name, groups, channels):
+    """Groups as Python's int; ValueError unless it is a positive integer that divides the channels."""
+    if not isinstance(groups, (int, np.integer)) or groups < 1 or channels % groups:
+        raise ValueError(f"{op}: {name} must be a positive integer that divides {channels} channels, got {groups!r}")
+    return int(groups)
+
+
+def check_not_in_place(op, inplace):
+    """ValueError if inplace, PyTorch's argument."""
+    if inplace:
+        raise ValueError(f"{op} does not support inplace=True")
+
+
 # ---- images ---------------------------------------------------------------------------------------------
 
 
 def of_images(op):
-    """Make an op on images (N, C, H, W) one that also takes a single image (C, H, W)."""
+    """Make an op on images (N, C, H, W) one that also takes a single image (C, H, W), or none (N = 0)."""
     @functools.wraps(op)
-    def of_one_or_many(input, *args, **options):
+    def of_any(input, *args, **options):
         if isinstance(input, Tensor) and input.ndim == 3:
-            return op(input.unsqueeze(0), *args, **options).squeeze(0)
-        return op(input, *args, **options)
+            input, part = input.unsqueeze(0), 0
+        elif isinstance(input, Tensor) and input.ndim == 4 and not len(input):
+            input, part = input.sum(0, keepdim=True), slice(0)  # as of one image, the sum of none
+        else:
+            return op(input, *args, **options)
+        y = op(input, *args, **options)
+        return tuple([z[part] for z in y]) if isinstance(y, tuple) else y[part]
 
-    return of_one_or_many
+    return of_any
 
 
 def check_image(op, input, **others):
@@ -168,8 +193,7 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
         shape = "(C_in, C_out/groups, kh, kw)" if transposed else "(C_out, C_in/groups, kh, kw)"
         raise ValueError(f"{op} expects a weight of shape {shape}, got {weight.shape}")
     first, second, *kernel = weight.shape
-    if not isinstance(groups, (int, np.integer)) or groups < 1 or first % groups:
-        raise ValueError(f"{op}: groups must be a positive integer that divides {first} channels, got {groups!r}")
+    groups = check_groups(op, "groups", groups, first)
     channels, out_channels = (first, second * groups) if transposed else (second * groups, first)
     if input.shape[1] != channels:
         raise ValueError(f"{op} with weight {weight.shape} and groups={groups} expects {channels} input channels, "
@@ -214,7 +238,7 @@ def pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode):
     """
     check_image(op, input)
     kernel = pair(kernel_size, "kernel_size")
-    stride = kernel if stride is None else pair(stride, "stride")
+    stride = kernel if stride is None or isinstance(stride, (tuple, list)) and not stride else pair(stride, "stride")
     padding, dilation = pair(padding, "padding", least=0), pair(dilation, "dilation")
     if any([2 * p > k for p, k in zip(padding, kernel)]):
         raise ValueError(f"{op} expects padding of at most half the kernel size {kernel}, got {padding}")

@@ -6,14 +6,17 @@ from ..device import array_module, device_of, to_device
 from ..kernels import kernels
 from ..random import default_generator
 from ..tensor import record
-from ._arguments import axis_of, check_float, check_probability
+from ._arguments import axis_of, check_float, check_not_in_place, check_probability, check_tensor
+from .arithmetic import weighted
+from .shape import reshape, to
 
 __all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
 
 
-def relu(input):
+def relu(input, inplace=False):
     """max(input, 0); the gradient at 0 is 0."""
     check_float("relu", input=input)
+    check_not_in_place("relu", inplace)
     x = input.data
     xp = array_module(x)
     return record(xp.maximum(x, 0), "relu", (input,), lambda g: (xp.where(x > 0, g, 0),))
@@ -34,9 +37,10 @@ def sigmoid(input):
     return record(y, "sigmoid", (input,), lambda g: (g * y * (1 - y),))
 
 
-def silu(input):
+def silu(input, inplace=False):
     """x·σ(x) (Elfwing et al. 2018; also "swish")."""
     check_float("silu", input=input)
+    check_not_in_place("silu", inplace)
     x = input.data
     return record(kernels(x).silu(x), "silu", (input,), lambda g: (kernels(g).silu_backward(g, x),))
 
@@ -48,52 +52,68 @@ def tanh(input):
     return record(y, "tanh", (input,), lambda g: (g * (1 - y * y),))
 
 
-def gelu(input, approximate="tanh"):
-    """x·Φ(x) in the tanh form (Hendrycks & Gimpel 2016, sec. 2): x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))).
+def gelu(input, approximate="none"):
+    """x·Φ(x), with Φ the standard normal distribution (Hendrycks & Gimpel 2016): Φ(x) = (1 + erf(x/√2))/2.
 
-    The exact form needs erf, which NumPy does not have: ``approximate="none"`` raises ValueError.
+    approximate="tanh": Φ(x) ≈ (1 + tanh u)/2, u = √(2/π)·(x + 0.044715·x³) (their sec. 2).
     """
     check_float("gelu", input=input)
-    if approximate != "tanh":
-        raise ValueError(f"gelu supports approximate='tanh' only (NumPy has no erf), got {approximate!r}")
-    x = input.data
-    c = math.sqrt(2 / math.pi)
-    t = array_module(x).tanh(c * (x + 0.044715 * x * x * x))
-
-    def backward(g):
-        return (g * 0.5 * (1 + t + x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)),)
-
-    return record(0.5 * x * (1 + t), "gelu", (input,), backward)
-
-
-def softplus(input):
-    """log(1 + e^x), computed as max(x, 0) + log(1 + e^−|x|)."""
-    check_float("softplus", input=input)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu expects approximate='none' or 'tanh', got {approximate!r}")
     x = input.data
     xp = array_module(x)
-    return record(xp.logaddexp(x, 0.0).astype(x.dtype, copy=False), "softplus", (input,), lambda g: (g * logistic(x),))
+    near = xp.clip(x, -100, 100)  # beyond, Φ is 0 or 1 and its slope 0, also times ∞
+    if approximate == "none":
+        phi = 0.5 + 0.5 * kernels(x).erf(math.sqrt(0.5) * near)
+    else:
+        phi = 0.5 + 0.5 * xp.tanh(math.sqrt(2 / math.pi) * (near + 0.044715 * near * near * near))
+
+    def backward(g):
+        if approximate == "none":
+            slope = xp.exp(-0.5 * near * near) / math.sqrt(2 * math.pi)
+        else:
+            slope = 2 * phi * (1 - phi) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * near * near)
+        return (g * (phi + near * slope),)
+
+    return record(xp.maximum(x, -100) * phi, "gelu", (input,), backward)
 
 
-def softmax(input, dim):
-    """e^x / Σ e^x along ``dim``."""
+def softplus(input, beta=1.0, threshold=20.0):
+    """log(1 + e^βx)/β, computed as max(x, 0) + log(1 + e^−|βx|)/β; x itself where βx > threshold."""
+    check_float("softplus", input=input)
+    x, beta = input.data, float(beta)
+    xp = array_module(x)
+    linear = beta * x > threshold
+    y = xp.where(linear, x, xp.logaddexp(beta * x, 0.0).astype(x.dtype, copy=False) / beta)
+    return record(y, "softplus", (input,), lambda g: (xp.where(linear, g, g * logistic(beta * x)),))
+
+
+def softmax(input, dim, dtype=None):
+    """e^x / Σ e^x along ``dim``, as ``dtype`` if given."""
+    check_tensor("softmax", input)
+    if not input.ndim:
+        return reshape(softmax(reshape(input, 1), dim, dtype), ())
+    input, dim = to(input, dtype), axis_of(dim, input.ndim)
     check_float("softmax", input=input)
-    dim = axis_of(dim, input.ndim)
     y = kernels(input.data).softmax(input.data, dim)
     return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim),))
 
 
-def log_softmax(input, dim):
-    """x − log Σ e^x along ``dim``."""
+def log_softmax(input, dim, dtype=None):
+    """x − log Σ e^x along ``dim``, as ``dtype`` if given."""
+    check_tensor("log_softmax", input)
+    if not input.ndim:
+        return reshape(log_softmax(reshape(input, 1), dim, dtype), ())
+    input, dim = to(input, dtype), axis_of(dim, input.ndim)
     check_float("log_softmax", input=input)
-    dim = axis_of(dim, input.ndim)
     x = input.data
     xp = array_module(x)
-    shifted = x - x.max(dim, keepdims=True)
+    shifted = x - x.max(dim, keepdims=True) if x.size else x
     y = shifted - xp.log(xp.exp(shifted).sum(dim, keepdims=True))
     return record(y, "log_softmax", (input,), lambda g: (g - xp.exp(y) * g.sum(dim, keepdims=True),))
 
 
-def dropout(input, p=0.5, training=True, generator=None):
+def dropout(input, p=0.5, training=True, inplace=False, generator=None):
     """Zeroes each element with probability p and divides the others by 1 − p (Srivastava et al. 2014).
 
     Not in training (or with p = 0) it returns input itself. Draws from ``generator``, else from the library's generator
@@ -101,11 +121,12 @@ def dropout(input, p=0.5, training=True, generator=None):
     """
     check_float("dropout", input=input)
     check_probability("dropout", p)
+    check_not_in_place("dropout", inplace)
     if not training or p == 0:
         return input
     x = input.data
     mask = dropout_mask(array_module(x).empty_like(x), p, generator)  # in the input's memory layout
-    return record(x * mask, "dropout", (input,), lambda g: (g * mask,))
+    return record(weighted(mask, x), "dropout", (input,), lambda g: (weighted(mask, g),))
 
 
 def dropout_mask(out, p, generator=None):

@@ -1,23 +1,32 @@
 """Arithmetic, element by element. Operands broadcast as in NumPy; the engine sums gradients back."""
 
+import math
+
 import numpy as np
 
 from ..device import array_module
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import arrays, as_tensor, check_float, check_tensor
+from ._arguments import arrays, as_tensor, check_float, check_tensor, needs
 
 __all__ = ["abs", "add", "clamp", "div", "exp", "log", "maximum", "minimum", "mul", "neg", "pow", "sqrt", "sub",
            "where"]
 
 
 def _operands(op, input, other):
-    """Both as Tensors, and their arrays. A number takes the other's dtype, integers that of floats beside them."""
+    """Both as Tensors, and their arrays. A number, also one in a Tensor (), takes the other's dtype, and integers that
+    of floats beside them; NumPy would make float64 of int64 and float32."""
     a = as_tensor(input, like=other if isinstance(other, Tensor) else None)
     b = as_tensor(other, like=a)
-    if "f" in (a.dtype.kind, b.dtype.kind):  # NumPy would make float64 of int64 and float32
-        a, b = (a if a.dtype.kind == "f" else a.to(b.dtype)), (b if b.dtype.kind == "f" else b.to(a.dtype))
+    if a.dtype != b.dtype:
+        rank_a, rank_b = [({"b": 0, "i": 1, "u": 1, "f": 2}[x.dtype.kind], x.ndim > 0) for x in (a, b)]
+        a, b = a if rank_a >= rank_b else a.to(b.dtype), b if rank_b >= rank_a else b.to(a.dtype)
     return a, b, *arrays(op, a, b)
+
+
+def weighted(weight, x):
+    """weight·x of arrays; where the weight is 0, x does not count, be it ∞ or NaN."""
+    return array_module(x).where(weight == 0, 0, x) * weight
 
 
 def add(input, other):
@@ -54,7 +63,7 @@ def neg(input):
 
 
 def pow(input, exponent):
-    """input ** exponent; both may be Tensors. d/dx = e·x^(e−1), d/de = x^e·log x (0 where x = 0)."""
+    """input ** exponent; both may be Tensors. d/dx = e·x^(e−1), d/de = x^e·log x (0 where x = 0 and e ≥ 0)."""
     a, b, x, e = _operands("pow", input, exponent)
     xp, needs_de = array_module(x, e), b.requires_grad
     x, e = (xp.full((), v, v.dtype) if isinstance(v, np.generic) else v for v in (x, e))
@@ -63,9 +72,10 @@ def pow(input, exponent):
     def backward(g):
         de = None
         if needs_de:
-            de = g * y * xp.log(xp.where(x == 0, 1, x))
+            constant = (x == 0) & (e >= 0)
+            de = xp.where(constant, 0, g * y * xp.log(xp.where(constant, 1, x)))
         # x^(e-1) with e = 0 must give 0, also at x = 0
-        return g * xp.where(e == 0, 0, e * x ** xp.where(e == 0, 1, e - 1)), de
+        return xp.where(e == 0, 0, g * e * x ** xp.where(e == 0, 1, e - 1)), de
 
     return record(y, "pow", (a, b), backward)
 
@@ -96,25 +106,32 @@ def abs(input):
     check_tensor("abs", input)
     x = input.data
     xp = array_module(x)
-    return record(xp.abs(x), "abs", (input,), lambda g: (g * xp.sign(x),))
+    return record(xp.abs(x), "abs", (input,), lambda g: (weighted(xp.sign(x), g),))
 
 
 def clamp(input, min=None, max=None):
-    """input limited to [min, max] (numbers, or None for no limit); no gradient outside, full at the limits."""
+    """min(max(input, min), max), with numbers, Tensors that broadcast, or None for no limit.
+
+    The gradient goes to the limit where it is reached over, else (and where they are equal) to input.
+    """
     check_tensor("clamp", input)
     if min is None and max is None:
         raise ValueError("clamp needs min, max or both")
-    x = input.data
-    number = (int, float, np.generic) if x.dtype.kind == "f" else (int, np.integer)
-    if not all(limit is None or isinstance(limit, number) for limit in (min, max)):
-        raise TypeError(f"clamp of a {x.dtype} Tensor expects numbers of its kind, got min={min!r}, max={max!r}")
-    min, max = (limit.item() if isinstance(limit, np.generic) else limit for limit in (min, max))
-    inside = True
-    if min is not None:
-        inside = inside & (x >= min)
-    if max is not None:
-        inside = inside & (x <= max)
-    return record(array_module(x).clip(x, min, max), "clamp", (input,), lambda g: (g * inside,))
+    for limit in (min, max):  # also a limit can make floats of integers
+        input = input if limit is None else _operands("clamp", input, limit)[0]
+    low, high = [None if limit is None else _operands("clamp", input, limit)[1] for limit in (min, max)]
+    x, *limits = arrays("clamp", *[t for t in (input, low, high) if t is not None])
+    lower, upper = -math.inf if low is None else limits[0], math.inf if high is None else limits[-1]
+    xp, (_, need_low, need_high) = array_module(x, *limits), needs(input, low, high)
+    y = x if low is None else xp.maximum(x, lower)
+    y = y if high is None else xp.minimum(y, upper)
+
+    def backward(g):
+        dlow = xp.where((x < lower) & (lower < upper), g, 0) if need_low else None
+        dhigh = xp.where((x > upper) | (upper < lower), g, 0) if need_high else None
+        return xp.where((x >= lower) & (x <= upper), g, 0), dlow, dhigh
+
+    return record(y, "clamp", (input, low, high), backward)
 
 
 def maximum(input, other):
@@ -132,9 +149,8 @@ def _extreme(name, input, other, sign):
     xp = array_module(x, y)
 
     def backward(g):
-        wins = xp.greater(x, y) if sign > 0 else xp.less(x, y)
-        share = (wins + 0.5 * xp.equal(x, y)).astype(g.dtype)  # 1 where x wins, 1/2 for equals
-        return g * share, g * (1 - share)
+        share = xp.where(xp.equal(x, y), 0.5 * g, g)
+        return tuple([xp.where(loses, 0, share) for loses in (xp.less(x, y), xp.greater(x, y))][::sign])
 
     return record(getattr(xp, name)(x, y), name, (a, b), backward)
 
@@ -146,7 +162,8 @@ def where(condition, input, other):
     if condition.dtype != bool:
         raise TypeError(f"where expects a bool condition, got {condition.dtype}; write condition != 0")
     c, x, y = arrays("where", condition, a, b)
-    return record(array_module(c, x, y).where(c, x, y), "where", (a, b), lambda g: (g * c, g * ~c))
+    xp = array_module(c, x, y)
+    return record(xp.where(c, x, y), "where", (a, b), lambda g: (xp.where(c, g, 0), xp.where(c, 0, g)))
 
 
 def comparison(name):

@@ -3,7 +3,7 @@
 from ..device import array_module
 from ..kernels import kernels
 from ..tensor import record
-from ._arguments import array, check_affine, check_float, check_not_empty
+from ._arguments import array, check_affine, check_float, check_groups, check_not_empty, ints
 
 __all__ = ["group_norm", "group_norm_silu", "layer_norm"]
 
@@ -36,11 +36,14 @@ def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
     if input.ndim < 2:
         raise ValueError(f"{op} expects an input of shape (N, C, ...), got {input.shape}")
     shape, (n, c) = input.shape, input.shape[:2]
-    if not isinstance(num_groups, int) or num_groups < 1 or c % num_groups:
-        raise ValueError(f"{op}: num_groups must be a positive integer that divides {c} channels, got {num_groups!r}")
+    num_groups = check_groups(op, "num_groups", num_groups, c)
     check_affine(op, (c,), weight=weight, bias=bias)
     check_affine(op, (n, 2 * c), scale_shift=scale_shift)
+    if not n:  # as of one sample, the sum of none
+        conditions = None if scale_shift is None else scale_shift.sum(0, keepdim=True)
+        return _group_norm(op, input.sum(0, keepdim=True), num_groups, weight, bias, conditions, eps, silu)[:0]
     check_not_empty(op, input)
+    eps = float(eps)  # one of NumPy's would make float64 of float32
     if input.data.size == num_groups:
         raise ValueError(f"{op} expects more than one value in a group, got an input of shape {shape} in {num_groups} "
                          "groups: take fewer groups or more samples")
@@ -65,13 +68,13 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     With d = g·weight: dx = rstd·(d − mean(d) − x̂·mean(d·x̂)).
     """
     check_float("layer_norm", input=input, weight=weight, bias=bias)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = ints(normalized_shape)
     if not shape or input.shape[-len(shape):] != shape:
         raise ValueError(f"layer_norm expects an input whose last axes are {shape}, got {input.shape}")
     check_affine("layer_norm", shape, weight=weight, bias=bias)
     x, w, b, axes = input.data, array(weight), array(bias), tuple(range(-len(shape), 0))
     centred = x - x.mean(axes, keepdims=True)
-    rstd = 1 / array_module(x).sqrt((centred * centred).mean(axes, keepdims=True) + eps)
+    rstd = 1 / array_module(x).sqrt((centred * centred).mean(axes, keepdims=True) + float(eps))
     xhat = centred * rstd
     y = xhat if w is None else xhat * w
 

@@ -6,23 +6,37 @@ import numpy as np
 
 from ..device import array_module, to_device
 from ..kernels import kernels
-from ..tensor import record
-from ._arguments import check_image, of_images, pair, pool_geometry
+from ..tensor import Tensor, record
+from ._arguments import check_float, of_images, pair, pool_geometry
 
 __all__ = ["avg_pool2d", "interpolate", "max_pool2d"]
 
 
 @of_images
-def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     """The maximum over windows: y[p] = max_k x[p·stride + k·dilation − padding], −∞ outside.
 
     input (N, C, H, W) or (C, H, W); stride is the kernel size by default. The gradient goes to the first maximum of
     a window. H_out = ⌊(H + 2·padding − dilation·(k − 1) − 1)/stride⌋ + 1 (⌈ ⌉ with ceil_mode).
+    return_indices: also return where these maxima are, as numbers of pixels, row by row.
     """
     size, *geometry = pool_geometry("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input.data
     y = kernels(x).max_pool2d(x, size, *geometry)
-    return record(y, "max_pool2d", (input,), lambda g: (kernels(g).max_pool2d_backward(g, x, y, *geometry),))
+    out = record(y, "max_pool2d", (input,), lambda g: (kernels(g).max_pool2d_backward(g, x, y, *geometry),))
+    return (out, Tensor(_places(x, size, *geometry))) if return_indices else out
+
+
+def _places(x, size, *geometry):
+    """The number of the pixel at which the first maximum of each window is: (N, C, H_out, W_out)."""
+    (n, c, h, w), xp = x.shape, array_module(x)
+    rows, columns = [np.arange(o)[:, None] * s - p + np.arange(k) * d for o, k, s, p, d in zip(size, *geometry)]
+    rows, columns = rows[:, None, :, None], columns[:, None]
+    outside = to_device(((rows < 0) | (rows >= h) | (columns < 0) | (columns >= w)).reshape(*size, -1), x)
+    pixels = to_device((rows.clip(0, h - 1) * w + columns.clip(0, w - 1)).reshape(*size, -1), x)  # [p, q, k]
+    windows = xp.where(outside, -np.inf, x.reshape(n, c, h * w)[..., pixels])  # [n, c, p, q, k]
+    first = xp.expand_dims(windows.argmax(-1), -1)
+    return xp.take_along_axis(xp.broadcast_to(pixels, windows.shape), first, -1).squeeze(-1)
 
 
 @of_images
@@ -54,15 +68,19 @@ def _window_counts(x, size, kernel, stride, padding, count_include_pad, divisor_
     return to_device(counts, x)
 
 
-@of_images
-def interpolate(input, size=None, scale_factor=None, mode="nearest"):
+def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None,
+                antialias=False):
     """Resize by nearest neighbour: y[p] = x[⌊p·in/out⌋], with scale_factor x[⌊p/scale_factor⌋].
 
-    input (N, C, H, W) or (C, H, W); give ``size`` (int or pair) or ``scale_factor`` (number or pair), not both.
+    input (N, C, H, W); give ``size`` (int or pair) or ``scale_factor`` (number or pair), not both.
+    recompute_scale_factor: a scale_factor only decides the size. align_corners, antialias: of other modes.
     """
-    check_image("interpolate", input)
-    if mode != "nearest":
-        raise ValueError(f"interpolate supports mode='nearest' only, got {mode!r}")
+    check_float("interpolate", input=input)
+    if input.ndim != 4:  # PyTorch takes three axes for (N, C, L)
+        raise ValueError(f"interpolate expects an input of shape (N, C, H, W), got {input.shape}")
+    if mode != "nearest" or align_corners is not None or antialias:
+        raise ValueError(f"interpolate supports mode='nearest' only, which has no align_corners and no antialias; got "
+                         f"{mode!r}, align_corners={align_corners!r}, antialias={antialias!r}")
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate expects either size or scale_factor")
     (height, width), xp = input.shape[2:], array_module(input.data)
@@ -71,6 +89,8 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest"):
         if len(factors) != 2 or not min(factors) > 0:
             raise ValueError(f"scale_factor must be a positive number or a pair of them, got {scale_factor!r}")
         size = int(height * factors[0]), int(width * factors[1])
+        if recompute_scale_factor:
+            return interpolate(input, size)
         rows, columns = [xp.minimum((xp.arange(o) / f).astype(int), n - 1)
                          for o, f, n in zip(size, factors, (height, width))]
     else:

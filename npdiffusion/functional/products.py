@@ -87,7 +87,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
 
     Returns (…, L, V). As in PyTorch, a value that a mask hides is still multiplied by its weight 0: ∞ or NaN shows.
     """
-    op = "scaled_dot_product_attention"
+    op, scale = "scaled_dot_product_attention", None if scale is None else float(scale)
     check_float(op, query=query, key=key, value=value)
     if min(query.ndim, key.ndim, value.ndim) < 2 or query.shape[-1] != key.shape[-1] or (
             key.shape[-2] != value.shape[-2]):

@@ -6,6 +6,8 @@ from collections import namedtuple
 from ..device import array_module
 from ..tensor import Tensor, record
 from ._arguments import axes_of, axis_of, check_float, check_tensor
+from .arithmetic import maximum, minimum
+from .shape import to
 
 __all__ = ["max", "mean", "min", "sum", "var"]
 
@@ -19,17 +21,20 @@ def _spread(g, x_shape, axes, keepdim):
     return array_module(g).broadcast_to(g, x_shape)
 
 
-def sum(input, dim=None, keepdim=False):
-    """Σ input over the axes ``dim`` (all by default); integers add up as int64."""
+def sum(input, dim=None, keepdim=False, dtype=None):
+    """Σ input over the axes ``dim`` (all by default), as ``dtype`` if given; integers add up as int64."""
     check_tensor("sum", input)
+    input = to(input, dtype)
     shape, axes = input.shape, axes_of(dim, input.ndim)
-    dtype = None if input.dtype.kind == "f" else "int64"
+    dtype = None if input.dtype.kind == "f" else dtype or "int64"
     return record(input.data.sum(axes, dtype, keepdims=keepdim), "sum", (input,),
                   lambda g: (_spread(g, shape, axes, keepdim),))
 
 
-def mean(input, dim=None, keepdim=False):
-    """The mean over the axes ``dim`` (all by default)."""
+def mean(input, dim=None, keepdim=False, dtype=None):
+    """The mean over the axes ``dim`` (all by default), as ``dtype`` if given."""
+    check_tensor("mean", input)
+    input = to(input, dtype)
     check_float("mean", input=input)
     shape, axes = input.shape, axes_of(dim, input.ndim)
     count = math.prod([shape[a] for a in axes])
@@ -37,13 +42,19 @@ def mean(input, dim=None, keepdim=False):
                   lambda g: (_spread(g / count, shape, axes, keepdim),))
 
 
-def var(input, dim=None, correction=1, keepdim=False):
-    """Σ (x − mean)²/(n − correction) over the axes ``dim``; d/dx = 2·(x − mean)/(n − correction)."""
+def var(input, dim=None, correction=1, keepdim=False, unbiased=None):
+    """Σ (x − mean)²/(n − correction) over the axes ``dim``; d/dx = 2·(x − mean)/(n − correction).
+
+    unbiased: the older way to say correction=1 (True) or 0 (False), also alone: var(input, False).
+    """
     check_float("var", input=input)
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    correction = 1 if correction is None else float(correction) if unbiased is None else int(unbiased)
     x, axes = input.data, axes_of(dim, input.ndim)
     count = math.prod([x.shape[a] for a in axes]) - correction
     if count <= 0:
-        raise ValueError(f"var over {count + correction} element(s) with correction={correction} is undefined")
+        raise ValueError(f"var over {count + correction:g} element(s) with correction={correction:g} is undefined")
     centred = x - x.mean(axes, keepdims=True)
     y = (centred * centred).sum(axes, keepdims=keepdim) / count
     return record(y, "var", (input,),
@@ -53,14 +64,14 @@ def var(input, dim=None, correction=1, keepdim=False):
 def max(input, dim=None, keepdim=False):
     """The largest element; along one axis ``dim``: (values, indices), where the first of equals counts.
 
-    Without ``dim`` equal maxima share the gradient, as in PyTorch.
+    Without ``dim`` equal maxima share the gradient, as in PyTorch. With a Tensor for ``dim``: ``maximum``.
     """
-    return _extreme("max", input, dim, keepdim)
+    return maximum(input, dim) if isinstance(dim, Tensor) else _extreme("max", input, dim, keepdim)
 
 
 def min(input, dim=None, keepdim=False):
     """The smallest element; along one axis ``dim``: (values, indices). See ``max``."""
-    return _extreme("min", input, dim, keepdim)
+    return minimum(input, dim) if isinstance(dim, Tensor) else _extreme("min", input, dim, keepdim)
 
 
 def _extreme(name, input, dim, keepdim):
@@ -73,12 +84,14 @@ def _extreme(name, input, dim, keepdim):
         y = getattr(x, name)()
 
         def backward(g):
-            hits = (x == y).astype(g.dtype)
-            return (hits * (g / hits.sum(dtype=g.dtype)),)
+            hits = (x == y) | (x != x)  # if y is NaN, the NaNs
+            return (xp.where(hits, g / hits.sum(dtype=g.dtype), 0),)
 
         return record(y, name, (input,), backward)
 
     axis = axis_of(dim, x.ndim)
+    if not x.ndim:
+        return Extreme(input.reshape(()), Tensor(xp.zeros((), int)))
     index = xp.expand_dims(getattr(x, "arg" + name)(axis), axis)
     y = xp.take_along_axis(x, index, axis)
 

@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, is_device, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import axes_of, axis_of, check_float, check_tensor
+from ._arguments import axes_of, axis_of, check_float, check_tensor, ints
 
 __all__ = ["cat", "expand", "flatten", "getitem", "pad", "permute", "reshape", "squeeze", "stack", "transpose",
            "unsqueeze"]
@@ -40,9 +40,9 @@ def flatten(input, start_dim=0, end_dim=-1):
 def permute(input, *dims):
     """The axes in the order ``dims``."""
     check_tensor("permute", input)
+    if len(_ints(dims)) != input.ndim:
+        raise ValueError(f"permute expects all {input.ndim} axes, got {_ints(dims)}")
     axes = axes_of(_ints(dims), input.ndim)
-    if len(axes) != input.ndim:
-        raise ValueError(f"permute expects all {input.ndim} axes, got {axes}")
     back = tuple(np.argsort(axes).tolist())
     return record(input.data.transpose(axes), "permute", (input,), lambda g: (g.transpose(back),))
 
@@ -51,13 +51,15 @@ def transpose(input, dim0, dim1):
     """Axes dim0 and dim1 exchanged."""
     check_tensor("transpose", input)
     a, b = axis_of(dim0, input.ndim), axis_of(dim1, input.ndim)
+    if a == b:
+        return reshape(input, input.shape)
     return record(input.data.swapaxes(a, b), "transpose", (input,), lambda g: (g.swapaxes(a, b),))
 
 
 def squeeze(input, dim=None):
     """Without the axes of length 1 (all of them, or those among ``dim``)."""
     check_tensor("squeeze", input)
-    axes = axes_of(dim, input.ndim)
+    axes = axes_of(dim, input.ndim) if dim is None or ints(dim) else ()
     return reshape(input, tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in axes))
 
 
@@ -114,6 +116,8 @@ def cat(tensors, dim=0):
         raise ValueError("cat expects at least one Tensor")
     check_tensor("cat", *tensors)
     first = tensors[0]
+    if not first.ndim:
+        raise ValueError("cat expects Tensors with axes; stack() joins those without")
     axis = axis_of(dim, first.ndim)
     for x in tensors:
         if x.ndim != first.ndim or any(a != b for i, (a, b) in enumerate(zip(x.shape, first.shape)) if i != axis):
@@ -141,8 +145,9 @@ def pad(input, pad, mode="constant", value=0.0):
     check_float("pad", input=input)
     if mode != "constant":
         raise ValueError(f"pad supports mode='constant' only, got {mode!r}")
-    if not isinstance(pad, (tuple, list)) or len(pad) % 2 or len(pad) > 2 * input.ndim:
+    if not hasattr(pad, "__len__") or len(pad) % 2 or len(pad) > 2 * input.ndim:
         raise ValueError(f"pad expects pairs of numbers for at most {input.ndim} axes, got {pad!r}")
+    pad, value = ints(pad), 0 if value is None else value
     pairs = [(0, 0)] * (input.ndim - len(pad) // 2) + [tuple(pad[i:i + 2]) for i in range(len(pad) - 2, -1, -2)]
     if any(n + min(a, 0) + min(b, 0) < 0 for n, (a, b) in zip(input.shape, pairs)):
         raise ValueError(f"pad {pad!r} crops more than the input's shape {input.shape} has")
@@ -169,5 +174,5 @@ def to(input, target):
     if is_device(target):
         y = to_device(x, target)
         return input if y is x else record(y, "to", (input,), lambda g: (to_device(g, x),))
-    dtype, own = np.dtype(target), x.dtype
+    own, dtype = x.dtype, x.dtype if target is None else np.dtype(target)
     return input if dtype == own else record(x.astype(dtype), "to", (input,), lambda g: (g.astype(own),))

@@ -1,10 +1,12 @@
 """Layers: an op, its parameters, and their default initialisation (PyTorch's)."""
 
 import math
+from inspect import signature
 
 import numpy as np
 
 from .. import functional as F
+from ..functional._arguments import check_groups, ints, pair
 from ..random import default_generator
 from .module import Module, Parameter
 
@@ -22,7 +24,7 @@ class Linear(Module):
     """y = x·Wᵀ + b; weight (out_features, in_features), bias (out_features,). See ``functional.linear``."""
 
     def __init__(self, in_features, out_features, bias=True):
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features = in_features, out_features = ints((in_features, out_features))
         self.weight = _uniform((out_features, in_features), in_features)
         self.bias = _uniform((out_features,), in_features) if bias else None
 
@@ -34,11 +36,11 @@ class _Conv(Module):
     """What both convolutions have: sizes, and a weight (first, second/groups, kh, kw) with its bias."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels):
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f"{type(self).__name__}: groups={groups} must divide in_channels={in_channels} and "
-                             f"out_channels={out_channels}")
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        in_channels, out_channels = self.in_channels, self.out_channels = ints((in_channels, out_channels))
+        for count in in_channels, out_channels:
+            self.groups = check_groups(type(self).__name__, "groups", groups, count)
+        self.kernel_size, self.stride, self.padding = pair(kernel_size, "kernel_size"), stride, padding
+        self.dilation = dilation
         shape = channels[0], channels[1] // groups, *self.kernel_size
         self.weight = _uniform(shape, math.prod(shape[1:]))
         self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
@@ -72,41 +74,21 @@ class ConvTranspose2d(_Conv):
 class MaxPool2d(Module):
     """See ``functional.max_pool2d``."""
 
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, return_indices=False, ceil_mode=False):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.dilation, self.ceil_mode = dilation, ceil_mode
+        self.dilation, self.return_indices, self.ceil_mode = dilation, return_indices, ceil_mode
 
     def forward(self, input):
-        return F.max_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-
-class AvgPool2d(Module):
-    """See ``functional.avg_pool2d``."""
-
-    def __init__(self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
-
-    def forward(self, input):
-        return F.avg_pool2d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
-
-
-class Upsample(Module):
-    """See ``functional.interpolate``."""
-
-    def __init__(self, size=None, scale_factor=None, mode="nearest"):
-        self.size, self.scale_factor, self.mode = size, scale_factor, mode
-
-    def forward(self, input):
-        return F.interpolate(input, self.size, self.scale_factor, self.mode)
+        return F.max_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
+                            self.return_indices)
 
 
 class GroupNorm(Module):
     """See ``functional.group_norm``; weight and bias (num_channels,) start at 1 and 0."""
 
     def __init__(self, num_groups, num_channels, eps=1e-5, affine=True):
-        if num_channels % num_groups:
-            raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
+        num_groups, num_channels = ints((num_groups, num_channels))
+        check_groups("GroupNorm", "num_groups", num_groups, num_channels)
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self.weight = Parameter(np.ones(num_channels, np.float32)) if affine else None
         self.bias = Parameter(np.zeros(num_channels, np.float32)) if affine else None
@@ -119,8 +101,8 @@ class LayerNorm(Module):
     """See ``functional.layer_norm``; weight and bias of shape ``normalized_shape`` start at 1 and 0."""
 
     def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True):
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        self.normalized_shape, self.eps = shape, eps
+        self.normalized_shape, self.eps = ints(normalized_shape), eps
+        shape = self.normalized_shape
         self.weight = Parameter(np.ones(shape, np.float32)) if elementwise_affine else None
         self.bias = Parameter(np.zeros(shape, np.float32)) if elementwise_affine else None
 
@@ -132,8 +114,8 @@ class Embedding(Module):
     """See ``functional.embedding``; weight (num_embeddings, embedding_dim) starts as N(0, 1)."""
 
     def __init__(self, num_embeddings, embedding_dim):
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight = Parameter(default_generator().standard_normal((num_embeddings, embedding_dim), np.float32))
+        self.num_embeddings, self.embedding_dim = size = ints((num_embeddings, embedding_dim))
+        self.weight = Parameter(default_generator().standard_normal(size, np.float32))
 
     def forward(self, input):
         return F.embedding(input, self.weight)
@@ -142,11 +124,11 @@ class Embedding(Module):
 class Dropout(Module):
     """See ``functional.dropout``; drops in training mode only."""
 
-    def __init__(self, p=0.5):
-        self.p = p
+    def __init__(self, p=0.5, inplace=False):
+        self.p, self.inplace = p, inplace
 
     def forward(self, input):
-        return F.dropout(input, self.p, self.training)
+        return F.dropout(input, self.p, self.training, self.inplace)
 
 
 class Flatten(Module):
@@ -166,19 +148,27 @@ class Identity(Module):
         return input
 
 
-def _activation(name, op):
-    """A layer without parameters, for an op of one argument."""
+def _layer(name, op):
+    """A layer without parameters, for an op of one Tensor: it takes the op's other arguments, with their defaults."""
+    names = list(signature(op).parameters)[1:]
+
+    def __init__(self, *args, **options):
+        given = signature(op).bind(None, *args, **options)
+        given.apply_defaults()
+        vars(self).update({name: given.arguments[name] for name in names})
+
+    def forward(self, input):
+        return op(input, **{name: getattr(self, name) for name in names})
+
     return type(name, (Module,), {"__doc__": f"See ``functional.{op.__name__}``.", "__module__": __name__,
-                                  "forward": lambda self, input: op(input)})
+                                  "__init__": __init__, "forward": forward})
 
 
-ReLU = _activation("ReLU", F.relu)
-SiLU = _activation("SiLU", F.silu)
-GELU = _activation("GELU", F.gelu)
-Sigmoid = _activation("Sigmoid", F.sigmoid)
-Tanh = _activation("Tanh", F.tanh)
-Softplus = _activation("Softplus", F.softplus)
-
-
-def _pair(size):
-    return (size, size) if isinstance(size, int) else tuple(size)
+AvgPool2d = _layer("AvgPool2d", F.avg_pool2d)
+Upsample = _layer("Upsample", F.interpolate)
+ReLU = _layer("ReLU", F.relu)
+SiLU = _layer("SiLU", F.silu)
+GELU = _layer("GELU", F.gelu)
+Sigmoid = _layer("Sigmoid", F.sigmoid)
+Tanh = _layer("Tanh", F.tanh)
+Softplus = _layer("Softplus", F.softplus)

@@ -17,6 +17,12 @@ extern "C" __global__ void sum_parts(const real *parts, real *out, int count, lo
     if (y == 0 && i < length) out[i] = sums[0][x];
 }
 
+// y = erf(x).
+extern "C" __global__ void error_function(const real *x, real *y, long long size) {
+    const long long i = blockIdx.x * 256ll + threadIdx.x;
+    if (i < size) y[i] = erf(x[i]);
+}
+
 // y = x / (1 + exp(-x)).
 extern "C" __global__ void silu(const real *x, real *y, long long size) {
     const long long i = blockIdx.x * 256ll + threadIdx.x;

@@ -8,8 +8,8 @@ from ...device import cupy
 from .build import ceil_div, kernel, launch, launch_each
 from .layout import channels_last, contiguous, to_nchw
 
-__all__ = ["add", "cat", "channel_sums", "silu", "silu_backward", "squared_error",
-           "squared_error_backward", "sum_parts", "timestep_embedding"]
+__all__ = ["add", "cat", "channel_sums", "erf", "silu", "silu_backward", "squared_error", "squared_error_backward",
+           "sum_parts", "timestep_embedding"]
 
 PARTS = 256  # blocks that share a sum: enough to keep a GPU busy
 
@@ -44,6 +44,11 @@ def sum_parts(parts):
     args = parts, out, np.int32(len(parts)), out.size
     launch(kernel("sum_parts", "elementwise", parts.dtype), (ceil_div(out.size, 32),), (32, 16), args)
     return out
+
+
+def erf(x):
+    """erf(x), CUDA's own."""
+    return _each("error_function", (x,))
 
 
 def silu(x):

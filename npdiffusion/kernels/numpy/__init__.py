@@ -8,7 +8,7 @@ Where nothing faster is known, the plain kernel serves. Equations, shapes and gr
 
 from ..plain import __all__  # the same names
 from ..plain import (
-    adam, add_at, clip_grad_norm, default_rng, ema, sgd, silu, silu_backward, squared_error,
+    adam, add_at, clip_grad_norm, default_rng, ema, erf, sgd, silu, silu_backward, squared_error,
     squared_error_backward, timestep_embedding,
 )
 from .attention import attention, attention_backward, softmax, softmax_backward

@@ -16,7 +16,7 @@ padding and dilation are pairs (vertical, horizontal). Arguments were checked be
 from .attention import attention, attention_backward, softmax, softmax_backward
 from .conv import conv2d, conv2d_backward, conv_transpose2d, conv_transpose2d_backward
 from .elementwise import (
-    add, cat, silu, silu_backward, squared_error, squared_error_backward, timestep_embedding,
+    add, cat, erf, silu, silu_backward, squared_error, squared_error_backward, timestep_embedding,
 )
 from .index import add_at
 from .norm import group_norm, group_norm_backward
@@ -28,7 +28,7 @@ from .random import default_rng
 __all__ = [
     "adam", "add", "add_at", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "cat",
     "clip_grad_norm", "conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward", "default_rng",
-    "ema", "group_norm", "group_norm_backward", "linear", "linear_backward", "matmul", "max_pool2d",
+    "ema", "erf", "group_norm", "group_norm_backward", "linear", "linear_backward", "matmul", "max_pool2d",
     "max_pool2d_backward", "sgd", "silu", "silu_backward", "softmax", "softmax_backward", "squared_error",
     "squared_error_backward", "timestep_embedding",
 ]
