@@ -9,7 +9,8 @@ import os
 import queue
 import threading
 from contextlib import ContextDecorator, contextmanager
-from functools import cache
+from contextvars import copy_context
+from functools import cache, partial
 
 import numpy as np
 
@@ -17,9 +18,19 @@ __all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num
 
 _tasks = queue.SimpleQueue()  # functions without arguments, for the workers
 _workers = 0
+_lock = threading.RLock()  # for counting workers, and who wants one BLAS thread
 _cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # to place threads on
 _num_threads = min(8, len(_cores) or os.cpu_count() or 1)  # more would mostly wait for Python's lock
-_local = threading.local()
+_local = threading.local()  # scratch buffers
+
+
+class _Thread(threading.local):
+    """What a fork's child must know of the thread that forked."""
+
+    wants_one, pinned = 0, False  # how many one_blas_thread it is inside; whether it is kept on a core
+
+
+_thread = _Thread()
 LINE = 64  # bytes of a cache line: a vector of AVX-512 that crosses two is read twice
 
 
@@ -42,25 +53,28 @@ class one_blas_thread(ContextDecorator):
     The first to enter tells BLAS, the last to leave tells it what held before.
     """
 
-    lock, inside, before = threading.Lock(), 0, ()
+    inside, before = 0, ()
 
     def __enter__(self):
-        with self.lock:
+        with _lock:
+            _thread.wants_one += 1
             one_blas_thread.inside += 1
             if self.inside == 1:
-                one_blas_thread.before = [(library, library.get_num_threads()) for library in blas()]
-                self.tell([(library, 1) for library, n in self.before if n != 1])
+                one_blas_thread.before = [(library, n) for library in blas() if (n := library.get_num_threads()) != 1]
+                for library, _ in self.before:
+                    library.set_num_threads(1)
 
     def __exit__(self, *exc):
-        with self.lock:
-            one_blas_thread.inside -= 1
-            if not self.inside:
-                self.tell([(library, n) for library, n in self.before if n != 1])
+        with _lock:
+            _thread.wants_one -= 1
+            self.leave(1)
 
-    @staticmethod
-    def tell(numbers):
-        for library, n in numbers:
-            library.set_num_threads(n)
+    @classmethod
+    def leave(cls, count):
+        cls.inside -= count
+        if count and not cls.inside:
+            for library, n in cls.before:
+                library.set_num_threads(n)
 
 
 @cache
@@ -93,7 +107,7 @@ def parallel(function, n):
 
     _hire(parts - 1)
     for _ in range(parts - 1):
-        _tasks.put(work)
+        _tasks.put(partial(copy_context().run, work))  # NumPy's errstate, and all else that is this thread's own
     with _on_core(0):
         work()
     for error in [finished.get() for _ in range(parts)]:
@@ -112,19 +126,22 @@ def _on_core(i):
     alone = len(_cores) != _num_threads or os.sched_getaffinity(0) != set(_cores)
     if not alone:
         os.sched_setaffinity(0, {_cores[i]})
+        _thread.pinned = True
     try:
         yield
     finally:
         if not alone:
             os.sched_setaffinity(0, _cores)
+            _thread.pinned = False
 
 
 def _hire(n):
     """Have at least n workers. A queue wakes them in 5 microseconds, a concurrent.futures pool would take 16."""
     global _workers
-    while _workers < n:
-        _workers += 1
-        threading.Thread(target=_work, args=(_workers,), name=f"npdiffusion-{_workers}", daemon=True).start()
+    with _lock:
+        while _workers < n:
+            _workers += 1
+            threading.Thread(target=_work, args=(_workers,), name=f"npdiffusion-{_workers}", daemon=True).start()
 
 
 def _work(i):
@@ -133,6 +150,20 @@ def _work(i):
             task = _tasks.get()
             task()
             del task  # hold on to no arrays while waiting
+
+
+def _in_child():
+    """Of a fork, which has only the thread that forked: no workers, nobody else in a kernel, and all cores."""
+    global _tasks, _workers
+    _tasks, _workers = queue.SimpleQueue(), 0
+    one_blas_thread.leave(one_blas_thread.inside - _thread.wants_one)
+    if _thread.pinned:
+        os.sched_setaffinity(0, _cores)
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)
 
 
 def scratch(name, shape, dtype):
