@@ -1,7 +1,5 @@
 """Seeds, and the random generators that initialisation, dropout, noise and sampling draw from: one for each device."""
 
-import os
-
 import numpy as np
 
 from .device import cupy, device_of, to_device
@@ -17,7 +15,7 @@ def manual_seed(seed):
     """Seed the generators of the CPU and of all GPUs; returns the CPU's.
 
     The CPU and GPUs draw different numbers from one seed; each draws the same ones every time. All threads draw from
-    the same generators. The child of a fork has copies, which draw the same numbers: seed them there, too.
+    the same generators; a fork's child has copies, which draw the same numbers: seed it, too.
     """
     global _seed
     _seed = seed
@@ -49,13 +47,3 @@ def standard_normal(shape, dtype=np.float32, generator=None, device="cpu"):
     if not hasattr(generator, "standard_normal"):
         raise TypeError(f"generator: expected np.random.default_rng(seed) or the like, got {generator!r}")
     return to_device(generator.standard_normal(shape, dtype=dtype), device)
-
-
-def _in_child():
-    """Of a fork: without a seed no two processes draw the same numbers."""
-    if _seed is None:
-        _generators.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

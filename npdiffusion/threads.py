@@ -21,17 +21,16 @@ _workers = 0
 _lock = threading.RLock()  # for counting workers, and who wants one BLAS thread
 _cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # to place threads on
 _num_threads = min(8, len(_cores) or os.cpu_count() or 1)  # more would mostly wait for Python's lock
-_local = threading.local()  # scratch buffers
-
-
-class _Thread(threading.local):
-    """What a fork's child must know of the thread that forked."""
-
-    wants_one, pinned = 0, False  # how many one_blas_thread it is inside; whether it is kept on a core
-
-
-_thread = _Thread()
 LINE = 64  # bytes of a cache line: a vector of AVX-512 that crosses two is read twice
+
+
+class _Local(threading.local):
+    """Of each thread: how many one_blas_thread it is inside, whether it is kept on a core, and scratch buffers."""
+
+    wants_one, pinned = 0, False
+
+
+_local = _Local()
 
 
 def get_num_threads():
@@ -57,7 +56,7 @@ class one_blas_thread(ContextDecorator):
 
     def __enter__(self):
         with _lock:
-            _thread.wants_one += 1
+            _local.wants_one += 1
             one_blas_thread.inside += 1
             if self.inside == 1:
                 one_blas_thread.before = [(library, n) for library in blas() if (n := library.get_num_threads()) != 1]
@@ -66,7 +65,7 @@ class one_blas_thread(ContextDecorator):
 
     def __exit__(self, *exc):
         with _lock:
-            _thread.wants_one -= 1
+            _local.wants_one -= 1
             self.leave(1)
 
     @classmethod
@@ -126,13 +125,13 @@ def _on_core(i):
     alone = len(_cores) != _num_threads or os.sched_getaffinity(0) != set(_cores)
     if not alone:
         os.sched_setaffinity(0, {_cores[i]})
-        _thread.pinned = True
+        _local.pinned = True
     try:
         yield
     finally:
         if not alone:
             os.sched_setaffinity(0, _cores)
-            _thread.pinned = False
+            _local.pinned = False
 
 
 def _hire(n):
@@ -156,8 +155,8 @@ def _in_child():
     """Of a fork, which has only the thread that forked: no workers, nobody else in a kernel, and all cores."""
     global _tasks, _workers
     _tasks, _workers = queue.SimpleQueue(), 0
-    one_blas_thread.leave(one_blas_thread.inside - _thread.wants_one)
-    if _thread.pinned:
+    one_blas_thread.leave(one_blas_thread.inside - _local.wants_one)
+    if _local.pinned:
         os.sched_setaffinity(0, _cores)
     _lock.release()
 
