@@ -60,8 +60,7 @@ class one_blas_thread(ContextDecorator):
             one_blas_thread.inside += 1
             if self.inside == 1:
                 one_blas_thread.before = [(library, n) for library in blas() if (n := library.get_num_threads()) != 1]
-                for library, _ in self.before:
-                    library.set_num_threads(1)
+                self.tell([(library, 1) for library, _ in self.before])
 
     def __exit__(self, *exc):
         with _lock:
@@ -72,8 +71,15 @@ class one_blas_thread(ContextDecorator):
     def leave(cls, count):
         cls.inside -= count
         if count and not cls.inside:
-            for library, n in cls.before:
-                library.set_num_threads(n)
+            cls.tell(cls.before)
+
+    @staticmethod
+    def tell(numbers):
+        for library, n in numbers:
+            allow = getattr(library, "clear_controlling_thread", lambda force: None)
+            allow(force=True)  # threadpoolctl 3.8 would listen to one thread alone
+            library.set_num_threads(n)
+            allow(force=True)
 
 
 @cache
