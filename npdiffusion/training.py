@@ -135,7 +135,7 @@ class Training:
             clip_grad_norm_(self.optimizer.parameters, self.clip)
             self.optimizer.step()
             self.ema.update()
-            return value.data
+            return value.data.reshape(())
 
         if batch is None:
             if cuda_graph:

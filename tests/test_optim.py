@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from npdiffusion import Tensor, nn, optim
+from npdiffusion.training import Training
 
 
 def run(make, steps=5):
@@ -337,3 +338,23 @@ def test_a_tied_weight_has_all_its_names_and_is_averaged_once():
     model.to("float64")
     ema.update()
     assert ema.weights["a.weight"] is ema.weights["shared.weight"] and ema.weights["a.weight"].dtype == np.float64
+
+
+def test_a_training_of_tied_weights_is_resumed(tmp_path):
+    def begun():
+        model = Tied()
+        model.config = {}
+        return Training(model, 2, {}, steps=4, batch_size=1, lr=0.1)
+
+    def loss(run):
+        return lambda index: (run.model(Tensor([[1.0]])) - 3) ** 2
+
+    whole, first, second = begun(), begun(), begun()
+    whole.fit(loss(whole), tmp_path / "whole")
+    for _ in range(2):
+        first.losses.append(first.train_step(first.descent(loss(first))))
+    first.save(tmp_path / "checkpoint.safetensors")
+    second.fit(loss(second), tmp_path, resume=True)
+    a, b = whole.model, second.model
+    assert b.a.weight is b.again.weight and a.a.weight.data == b.a.weight.data != 1
+    assert whole.ema.weights == second.ema.weights

@@ -6,6 +6,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import npdiffusion
-from npdiffusion import Tensor, functional as F, nn, no_grad, threads, use_kernels
+from npdiffusion import Tensor, captured, functional as F, nn, no_grad, threads, to_device, use_kernels
 from npdiffusion.diffusion import DDIMScheduler, generate
 from npdiffusion.kernels import kernels, numpy as fast, plain
 from npdiffusion.models import UNet
@@ -225,6 +226,50 @@ def test_training_leaves_frozen_modules_in_evaluation_mode():
     model.eval()
     run.train_step(lambda index: seen.append(modes(model)))  # as pretrained() gives it
     assert seen == [(True, True, False), (True, True, True)]
+
+
+# A GPU
+
+
+def at_once(function, count=4):
+    """What as many threads get from function(0), function(1), ..., changing places as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            return list(pool.map(function, range(count)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_threads_take_turns_with_a_captured_function(cupy):
+    model = nn.Linear(1, 1).to("cuda")
+    run = captured(lambda x: x * 2 + 1, model)
+    for _ in range(3):
+        run(to_device(np.zeros(3, np.float32), "cuda"))
+
+    def calls(n):
+        arguments = [np.full(3, 100 * n + i, np.float32) for i in range(50)]
+        return [(to_device(run(to_device(x, "cuda")), "cpu") == 2 * x + 1).all() for x in arguments]
+
+    assert np.all(at_once(calls))
+
+
+def test_threads_draw_different_numbers_from_one_generator(cupy):
+    generator = npdiffusion.default_generator("cuda")
+    drawn = at_once(lambda n: [float(to_device(generator.random(1), "cpu")[0]) for _ in range(50)])
+    assert len(set(sum(drawn, []))) == 200
+
+
+def test_a_captured_model_knows_the_mode_of_each_module(cupy):
+    model = Noisy().to("cuda")
+    model.forward = lambda x: model.drop(x)
+    fast, x = captured(model), Tensor(np.ones(64, np.float32), device="cuda")
+    for _ in range(3):
+        assert (to_device(fast(x).data, "cpu") != 1).all()
+    model.drop.eval()
+    for _ in range(4):
+        assert (to_device(fast(x).data, "cpu") == 1).all()
 
 
 # Forks
