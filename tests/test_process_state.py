@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import npdiffusion
 from npdiffusion import Tensor, captured, functional as F, nn, no_grad, threads, to_device, use_kernels
@@ -210,7 +212,7 @@ def test_sampling_changes_no_mode_of_anybody_else():
     with model.evaluating():
         assert not modes(model)[0] and Noisy().training  # another model trains
         with model.drop.evaluating():
-            pass
+            assert modes(model) == (False, False, False)
         assert modes(model) == (False, False, False)
 
 
@@ -337,16 +339,17 @@ def test_a_child_has_workers_of_its_own(three_threads):
     assert in_child(lambda: (convolved(), threads_at_work(), threads._workers, threads._tasks.qsize(), affinity())) == (
         here, ["MainThread", "npdiffusion-1", "npdiffusion-2"], 2, 0, affinity())
     assert in_child(lambda: in_child(threads_at_work)) == ["MainThread", "npdiffusion-1", "npdiffusion-2"]
+    assert in_child(lambda: at_once(lambda n: one_blas_thread()(blas_threads)(), 2)) == [[1] * len(blas())] * 2
     assert len(threads_at_work()) == 3 and convolved() == here
 
 
 @contextmanager
-def elsewhere(context):
-    """Another thread inside a context."""
+def elsewhere(make):
+    """Another thread inside ``make()``; yields what ends it."""
     entered, leave = threading.Event(), threading.Event()
 
     def inside():
-        with context:
+        with make():
             entered.set()
             leave.wait(20)
 
@@ -366,7 +369,7 @@ def elsewhere(context):
 def test_whichever_thread_leaves_its_kernel_last_blas_is_as_before(last):
     """threadpoolctl 3.8 by itself listens to the first thread that asks alone."""
     before, ones = blas_threads(), [1] * len(blas())
-    with elsewhere(one_blas_thread()) as leave:
+    with elsewhere(one_blas_thread) as leave:
         with ExitStack() as here:
             here.enter_context(one_blas_thread())
             assert blas_threads() == ones
@@ -376,8 +379,9 @@ def test_whichever_thread_leaves_its_kernel_last_blas_is_as_before(last):
             leave()
             assert blas_threads() == (before if last else ones)
         assert blas_threads() == before
-    with elsewhere(one_blas_thread()):  # here alone
-        assert blas_threads() == ones
+    for alone in (one_blas_thread, partial(threadpool_limits, 1, "blas")):  # the user's, too
+        with elsewhere(alone):
+            assert blas_threads() == ones
     assert blas_threads() == before
 
 
@@ -390,7 +394,7 @@ def test_a_fork_amid_kernels_leaves_blas_as_the_user_had_it(theirs, ours):
     try:
         with ExitStack() as stack:
             for _ in range(theirs):
-                stack.enter_context(elsewhere(one_blas_thread()))
+                stack.enter_context(elsewhere(one_blas_thread))
             mine = [stack.enter_context(ExitStack()) for _ in range(ours)]
             for one in mine:
                 one.enter_context(one_blas_thread())
