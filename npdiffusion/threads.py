@@ -39,7 +39,7 @@ def get_num_threads():
 
 
 def set_num_threads(n):
-    """Let the NumPy kernels use ``n`` threads; raises ValueError unless n is an integer >= 1."""
+    """Let the NumPy kernels of this process use ``n`` threads each; ValueError unless n is an integer >= 1."""
     global _num_threads
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"set_num_threads expects an integer >= 1, got {n!r}")
