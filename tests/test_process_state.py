@@ -380,6 +380,7 @@ def test_whichever_thread_leaves_its_kernel_last_blas_is_as_before(last):
             assert blas_threads() == (before if last else ones)
         assert blas_threads() == before
     for alone in (one_blas_thread, partial(threadpool_limits, 1, "blas")):  # the user's, too
+        one_blas_thread()(blas_threads)()  # this thread has asked last
         with elsewhere(alone):
             assert blas_threads() == ones
     assert blas_threads() == before
