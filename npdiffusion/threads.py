@@ -164,6 +164,7 @@ def _in_child():
     one_blas_thread.leave(one_blas_thread.inside - _local.wants_one)
     if _local.pinned:
         os.sched_setaffinity(0, _cores)
+        _local.pinned = False
     _lock.release()
 
 
