@@ -132,9 +132,12 @@ def load_network(path, name, kind, **config):
 
 
 def settings_of(args):
-    """The options that shape a training: all but where to, how long between saves, and what computes."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()
-            if k not in ("out", "resume", "threads", "device", "save_minutes", "cuda_graph")}
+    """The options that shape a training: all but where things lie, how long between saves, and what computes.
+
+    The preset is spelled out by the options that it sets.
+    """
+    return {k: v for k, v in vars(args).items() if not isinstance(v, Path)
+            and k not in ("preset", "resume", "threads", "device", "save_minutes", "cuda_graph")}
 
 
 def write_metrics(out, metrics):

@@ -36,6 +36,7 @@ from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.metrics import psnr
 from npdiffusion.models import Classifier, UNet
+from npdiffusion.training import check_settings
 
 LEVELS = (100, 200, 300, 400, 500, 600)
 SAMPLERS = ("one-shot", "ddim", "ancestral")
@@ -84,9 +85,7 @@ class Measurements(dict):
             if not path.exists():
                 raise FileNotFoundError(f"no measurements at {path}: start without --resume")
             held = json.loads(path.read_text())
-            if held["settings"] != settings:
-                raise SystemExit(f"{path} was written with other settings.\n  there: {held['settings']}\n"
-                                 f"  here:  {settings}\nGive the same options, or another --out.")
+            check_settings(path, held["settings"], settings)
             self.update(held["measured"])
 
     def add(self, name, function, *args):
@@ -294,6 +293,7 @@ def main():
     weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
     model.to(args.device), judge.to(args.device)
     settings = settings_of(args) | {"weights": weights, "digit": None}  # only the pictures depend on --digit
+    settings = {k: v for k, v in settings.items() if k not in ("model", "classifier")}  # wherever they lie
     found = Measurements(args.out / "measurements.json", settings, args.resume)
     train, test = load_digits(args.data, "train"), load_digits(args.data, "test")
     if args.sweep > len(train):

@@ -20,6 +20,7 @@ NAME-mask.png (0 or 255) and NAME-overlay.png.
 from command_line import above_0, integer, load_network, parse, parser_for, settings_of, write_metrics
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,13 @@ def load(args):
     first = len(data) - max(1, len(data) // 5)
     return (Micrographs(data.images[part], data.masks[part], data.names[part])
             for part in (slice(first), slice(first, None)))
+
+
+def digest(*sets):
+    """What tells these pictures, masks and names from others: a SHA-256."""
+    parts = [hashlib.sha256(part).hexdigest() for some in sets for part in
+             (some.images.tobytes(), some.masks.tobytes(), repr((some.names, some.images.shape)).encode())]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def normalized(image):
@@ -218,6 +226,8 @@ def main():
     masks = [np.pad(mask, OVERLAP // 2, mode="reflect") for mask in train.masks]
     model = UNet(FOLD ** 2, FOLD ** 2, channels=args.channels, time=False).to(args.device)
     settings = {k: v for k, v in settings_of(args).items() if k not in ("predict", "model", "tta")}
+    if args.images:  # wherever they lie
+        settings["pairs"] = digest(train, test)
     run = Training(model, len(train) * PATCHES, settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr,
                    ema=0.99, weight_decay=0.02)
 

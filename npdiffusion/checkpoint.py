@@ -1,9 +1,10 @@
 """Checkpoints: named arrays and JSON-able metadata in one safetensors file.
 
 Nothing is ever pickled, so opening a stranger's file runs none of the stranger's code. Any safetensors
-reader can open the files; the metadata is JSON text under the header's "npdiffusion" key.
+reader can open the files; the metadata is JSON text under the header's "npdiffusion" key, beside it a checksum.
 """
 
+import hashlib
 import json
 
 import numpy as np
@@ -14,6 +15,8 @@ from .device import to_device
 from .files import atomic_write
 
 __all__ = ["load_file", "load_weights", "save_file", "save_weights"]
+
+CHECKSUM = "npdiffusion.sha256"  # its key in the header, beside "npdiffusion"
 
 
 def save_file(path, tensors, metadata=None):
@@ -35,7 +38,8 @@ def save_file(path, tensors, metadata=None):
     except (TypeError, ValueError) as error:
         raise TypeError(f"{path}: the metadata must be what JSON can hold: {error}") from error
     try:
-        data = safetensors.save(_on_cpu(path, tensors), {"npdiffusion": text})
+        arrays = _on_cpu(path, tensors)
+        data = safetensors.save(arrays, {"npdiffusion": text, CHECKSUM: _checksum(arrays, text)})
     except SafetensorError as error:
         raise TypeError(f"{path}: {error}") from error
     with atomic_write(path) as file:
@@ -45,7 +49,8 @@ def save_file(path, tensors, metadata=None):
 def load_file(path):
     """Read what :func:`save_file` wrote; returns (tensors, metadata). Files of other programs have empty metadata.
 
-    Raises FileNotFoundError, or ValueError for a file that is cut short, damaged, or no safetensors file at all.
+    Raises FileNotFoundError, or ValueError for a file that is cut short, damaged (as its checksum tells, which files of
+    version 0.1 and of other programs have not), or no safetensors file at all.
     """
     try:
         with open(path, "rb") as file:
@@ -55,7 +60,9 @@ def load_file(path):
     try:
         tensors = safetensors.load(data)
         header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
-        metadata = json.loads(header.get("__metadata__", {}).get("npdiffusion", "{}"))
+        texts = header.get("__metadata__", {})
+        text = texts.get("npdiffusion", "{}")
+        metadata = json.loads(text)
     except SafetensorError as error:
         raise ValueError(f"{path} is cut short, damaged, or not a safetensors file ({error}): "
                          "download or save it again") from error
@@ -64,7 +71,19 @@ def load_file(path):
                          "convert them to F32 or F16") from error
     except ValueError as error:
         raise ValueError(f"{path} has damaged metadata ({error}): download or save it again") from error
+    ours = CHECKSUM in texts or "npdiffusion" in texts and len(texts) > 1  # or it is its name that is damaged
+    if ours and texts.get(CHECKSUM) != _checksum(tensors, text):
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content; download or save it again")
     return tensors, metadata
+
+
+def _checksum(arrays, text):
+    """SHA-256 of named arrays and the metadata's text."""
+    digest = hashlib.sha256(text.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(repr((name, array.dtype.name, array.shape)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def save_weights(path, state_dict, config, dtype=None):

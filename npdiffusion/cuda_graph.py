@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import suppress
 from functools import partial
 from operator import is_, methodcaller
+from threading import RLock
 
 from .device import cupy, tf32_allowed, to_device
 from .tensor import Tensor
@@ -39,7 +40,7 @@ class Captured:
     Arguments: arrays (those of the CPU are moved to the GPU), Tensors, numbers, None, schedulers. Results: arrays,
     Tensors (through which no gradient flows), or lists of them. A recording serves arguments of the same shapes and
     dtypes and the same numbers, in the same mode of the model (``train``, ``eval``) and of ``allow_tf32``; else there
-    is another one. All keep their memory until the model is moved or this object is gone.
+    is another one. All keep their memory until the model is moved or this object is gone. Threads take turns.
 
     Python runs while recording and not again: what changes must be an array among the arguments, or lie on the GPU, as
     weights and the generator's state do. RuntimeError if the function waits for the GPU or brings arrays from the CPU.
@@ -48,7 +49,8 @@ class Captured:
     """
 
     def __init__(self, function, model):
-        self._function, self._model, self._parameters = function, model, list(model.parameters())
+        self._function, self._modules, self._parameters = function, list(model.modules()), list(model.parameters())
+        self._lock = RLock()
         self._weights, self._calls, self._recordings = [None] * len(self._parameters), Counter(), {}
 
     def __getattr__(self, name):
@@ -59,18 +61,19 @@ class Captured:
 
     def replay(self, way, *args):
         """way(function, *args), recorded for this way: say, a pass and a scheduler's step. None is function(*args)."""
-        weights = [p.data for p in self._parameters]
-        if not all(map(is_, weights, self._weights)):  # recordings read them where they were
-            self._weights, self._calls, self._recordings = weights, Counter(), {}
-        args = _each(lambda a: to_device(a, "cuda"), args)
-        work = partial(way, self._function) if way else self._function
-        key = way, self._model.training, tf32_allowed(), *map(_form, args)
-        if key not in self._recordings:
-            self._calls[key] += 1
-            if self._calls[key] <= WARMUP:
-                return _each(_copy, work(*args))
-            self._recordings[key] = Recording(work, args)
-        return self._recordings[key].replay(args)
+        with self._lock:  # a recording has one place for its arguments
+            weights = [p.data for p in self._parameters]
+            if not all(map(is_, weights, self._weights)):  # recordings read them where they were
+                self._weights, self._calls, self._recordings = weights, Counter(), {}
+            args = _each(lambda a: to_device(a, "cuda"), args)
+            work = partial(way, self._function) if way else self._function
+            key = way, *[module.training for module in self._modules], tf32_allowed(), *map(_form, args)
+            if key not in self._recordings:
+                self._calls[key] += 1
+                if self._calls[key] <= WARMUP:
+                    return _each(_copy, work(*args))
+                self._recordings[key] = Recording(work, args)
+            return self._recordings[key].replay(args)
 
 
 class Recording:

@@ -93,7 +93,7 @@ def allow_tf32(allow=True):
     """Let matrix products and convolutions on the GPU round their float32 operands to TF32 (10 bits of mantissa).
 
     Tensor cores then multiply several times as fast, with relative errors around 1e-3 instead of 1e-6; sums stay in
-    float32. Off by default. No effect on the CPU and on float64.
+    float32. Off by default; one setting for all threads. No effect on the CPU and on float64.
     """
     global _tf32
     _tf32 = bool(allow)

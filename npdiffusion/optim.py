@@ -11,6 +11,7 @@ import numpy as np
 
 from .device import array_module, device_of, to_device
 from .kernels import kernels
+from .tensor import Tensor
 
 __all__ = ["Adam", "AdamW", "EMA", "SGD", "clip_grad_norm_", "warmup_cosine"]
 
@@ -18,17 +19,18 @@ __all__ = ["Adam", "AdamW", "EMA", "SGD", "clip_grad_norm_", "warmup_cosine"]
 class Optimizer:
     """Base class: parameters, a learning rate ``lr`` that may be set at any time, and state for checkpoints.
 
-    The state follows the parameters when a model is moved to another device or dtype.
+    The state follows the parameters when a model is moved to another device or dtype. Raises TypeError for anything
+    but floating-point Tensors, ValueError for none, for one given twice or computed from others, and for bad numbers.
     """
 
     buffers = ()  # names of the lists of arrays that a subclass keeps, one array for each parameter
 
     def __init__(self, parameters, lr):
-        self.parameters = list(parameters)
-        if not self.parameters:
-            raise ValueError(f"{type(self).__name__} got no parameters")
-        if not lr >= 0:
-            raise ValueError(f"{type(self).__name__} expects a learning rate >= 0, got {lr!r}")
+        self.parameters = _tensors(type(self).__name__, parameters)
+        if not self.parameters or len(set(self.parameters)) < len(self.parameters):
+            raise ValueError(f"{type(self).__name__} got {'a parameter twice' if self.parameters else 'no parameters'}")
+        if not all(p.is_leaf for p in self.parameters):
+            raise ValueError(f"{type(self).__name__} can't optimize a non-leaf Tensor: give what it was computed from")
         self.rate, self.steps = np.zeros(()), np.zeros(len(self.parameters), np.int64)
         for name in self.buffers:
             setattr(self, name, [array_module(p.data).zeros_like(p.data) for p in self.parameters])
@@ -37,11 +39,13 @@ class Optimizer:
 
     def _follow(self):
         """Bring the state to where the parameters are now, if they were moved or converted."""
-        first, state = self.parameters[0].data, [getattr(self, name) for name in self.buffers]
-        if device_of(self.rate) != device_of(first) or any(arrays[0].dtype != first.dtype for arrays in state):
-            self.rate, self.steps = to_device(self.rate, first), to_device(self.steps, first)
+        weights, state = [p.data for p in self.parameters], [getattr(self, name) for name in self.buffers]
+        if len({array_module(w) for w in weights}) > 1:
+            raise ValueError(f"{type(self).__name__} expects all parameters on one device: move the model as a whole")
+        if device_of(self.rate) != device_of(weights[0]) or not all(_alike(arrays, weights) for arrays in state):
+            self.rate, self.steps = to_device(self.rate, weights[0]), to_device(self.steps, weights[0])
             for name, arrays in zip(self.buffers, state):
-                setattr(self, name, _brought(arrays, [p.data for p in self.parameters]))
+                setattr(self, name, _brought(arrays, weights))
 
     @property
     def lr(self):
@@ -49,6 +53,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, lr):
+        _check_numbers(type(self).__name__, lr=lr)
         self._lr = lr
         self.rate.fill(lr)  # where a kernel reads it, also when it is replayed
 
@@ -62,7 +67,7 @@ class Optimizer:
         self._follow()
         moved = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         if moved:
-            weights, grads = [self.parameters[i].data for i in moved], [self.parameters[i].grad for i in moved]
+            weights, grads = [self.parameters[i].data for i in moved], [_gradient(self.parameters[i]) for i in moved]
             state = [[getattr(self, name)[i] for i in moved] for name in self.buffers]
             self.update(kernels(weights[0]), weights, grads, *state, [self.steps[i, ...] for i in moved])
 
@@ -96,6 +101,7 @@ class SGD(Optimizer):
 
     def __init__(self, parameters, lr, momentum=0.0, weight_decay=0.0):
         super().__init__(parameters, lr)
+        _check_numbers("SGD", momentum=momentum, weight_decay=weight_decay)
         self.momentum, self.weight_decay = momentum, weight_decay
 
     def update(self, room, weights, grads, velocity, steps):
@@ -115,6 +121,7 @@ class Adam(Optimizer):
         super().__init__(parameters, lr)
         if not all(0 <= b < 1 for b in betas):
             raise ValueError(f"{type(self).__name__} expects betas in [0, 1), got {betas!r}")
+        _check_numbers(type(self).__name__, eps=eps, weight_decay=weight_decay)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def update(self, room, weights, grads, m, v, steps):
@@ -133,10 +140,43 @@ class AdamW(Adam):
 def clip_grad_norm_(parameters, max_norm):
     """Scale all gradients, in place, by max_norm/‖g‖ if their joint norm ‖g‖ is larger (Pascanu et al. 2013).
 
-    Returns ‖g‖: a float, on a GPU an array (), so that nothing waits for it.
+    parameters: Tensors, of which each counts once, or one Tensor. If ‖g‖ is NaN, so become all gradients.
+
+    Returns ‖g‖: a float, on a GPU an array (), so that nothing waits for it. Raises TypeError for what is no Tensor,
+    ValueError for a negative max_norm.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
+    _check_numbers("clip_grad_norm_", max_norm=max_norm)
+    parameters = _tensors("clip_grad_norm_", [parameters] if isinstance(parameters, Tensor) else parameters)
+    grads = [_gradient(p) for p in dict.fromkeys(parameters) if p.grad is not None]
     return kernels(grads[0]).clip_grad_norm(grads, max_norm) if grads else 0.0
+
+
+def _tensors(name, parameters):
+    """A list of them; TypeError for what could have no gradient."""
+    if isinstance(parameters, (Tensor, dict, set)) or hasattr(parameters, "parameters"):
+        raise TypeError(f"{name}: params should be an iterable of Tensors, as model.parameters() is, "
+                        f"got a {type(parameters).__name__}")
+    parameters = list(parameters)
+    for p in parameters:
+        if not isinstance(p, Tensor) or p.dtype.kind != "f":
+            what = f"a Tensor of {p.dtype}" if isinstance(p, Tensor) else f"a {type(p).__name__}"
+            raise TypeError(f"{name}: params should be floating-point Tensors, got {what} (for groups of them make an "
+                            "optimiser each)")
+    return parameters
+
+
+def _gradient(p):
+    """The gradient of a Tensor, which users may have set."""
+    if array_module(p.grad) is not array_module(p.data) or p.grad.shape != p.shape:
+        raise ValueError(f"expected a gradient of shape {p.shape} on {p.device}, as its Tensor, got one of shape "
+                         f"{p.grad.shape} on {device_of(p.grad)}")
+    return p.grad
+
+
+def _check_numbers(name, **numbers):
+    for option, value in numbers.items():
+        if not value >= 0:
+            raise ValueError(f"{name} expects {option} >= 0, got {value!r}")
 
 
 def warmup_cosine(step, total_steps, warmup_steps=0, final=0.0):
@@ -160,21 +200,24 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA expects a decay in [0, 1), got {decay!r}")
         self.module, self.decay, self.updates = module, decay, np.zeros((), np.int64)
-        self.weights = {name: a.copy(order="K") for name, a in module.state_dict().items()}
+        self.averages = [p.data.copy(order="K") for p in module.parameters()]
+
+    @property
+    def weights(self):
+        averages = dict(zip(self.module.parameters(), self.averages))
+        return {name: averages[p] for name, p in self.module.named_parameters(remove_duplicate=False)}
 
     def _pairs(self):
         """The averages, brought to where the parameters are now, and the parameters: two lists of arrays."""
-        state = self.module.state_dict()
-        first = next(iter(state.values()))
-        if device_of(self.updates) != device_of(first) or self.weights[next(iter(state))].dtype != first.dtype:
-            self.updates = to_device(self.updates, first)
-            self.weights = dict(zip(state, _brought([self.weights[name] for name in state], state.values())))
-        return [self.weights[name] for name in state], list(state.values())
+        weights = [p.data for p in self.module.parameters()]
+        if weights and device_of(self.updates) != device_of(weights[0]) or not _alike(self.averages, weights):
+            self.updates, self.averages = to_device(self.updates, weights[0]), _brought(self.averages, weights)
+        return self.averages, weights
 
     def update(self):
         """Take the parameters' present values into the average."""
         averages, weights = self._pairs()
-        kernels(weights[0]).ema(averages, weights, self.updates, self.decay)
+        kernels(*weights[:1]).ema(averages, weights, self.updates, self.decay)
 
     def swap(self):
         """Exchange averages and parameters; call again to change back."""
@@ -189,6 +232,11 @@ class EMA:
         self.updates.fill(updates)
         for name, average in self.weights.items():
             average[...] = to_device(weights[name], average)
+
+
+def _alike(arrays, places):
+    """Whether the arrays are of the dtypes of those in ``places``."""
+    return all(a.dtype == place.dtype for a, place in zip(arrays, places, strict=True))
 
 
 def _brought(arrays, places):

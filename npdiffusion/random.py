@@ -14,7 +14,8 @@ _generators = {}  # "cpu", "cuda:0", ... -> its generator
 def manual_seed(seed):
     """Seed the generators of the CPU and of all GPUs; returns the CPU's.
 
-    The CPU and GPUs draw different numbers from one seed; each draws the same ones every time.
+    The CPU and GPUs draw different numbers from one seed; each draws the same ones every time. All threads draw from
+    the same generators; a fork's child has copies, which draw the same numbers: seed it, too.
     """
     global _seed
     _seed = seed
@@ -32,7 +33,7 @@ def default_generator(device="cpu"):
         device = f"cuda:{cupy().cuda.Device().id}"  # the current one
     if device not in _generators:
         there = to_device(np.zeros(1), device)
-        _generators[device_of(there)] = kernels(there).default_rng(_seed)
+        _generators.setdefault(device_of(there), kernels(there).default_rng(_seed))
     return _generators[device]
 
 

@@ -8,7 +8,11 @@ gradient of the result into the gradients of its inputs. That closure is all the
         return record(y, "exp", (input,), lambda g: (g * y,))
 """
 
+from collections.abc import Generator
 from contextlib import ContextDecorator
+from contextvars import ContextVar
+from functools import wraps
+from inspect import isgeneratorfunction
 from operator import attrgetter, index
 
 import numpy as np
@@ -18,23 +22,40 @@ from .kernels import kernels
 
 __all__ = ["Node", "Tensor", "no_grad", "record"]
 
-_recording = True
+_no_grads = ContextVar("no_grads", default=0)  # how many no_grad this thread (or asyncio task) is inside
 
 
 class no_grad(ContextDecorator):
-    """Context manager and decorator: ops inside record no graph, so their inputs can be freed at once."""
+    """Context manager and decorator: ops inside record no graph, so their inputs can be freed at once.
 
-    def __init__(self):
-        self.outer = []  # what held before, once for each time that this was entered
+    As in PyTorch it holds for one thread: others record. Of a generator function every turn is inside.
+    """
 
     def __enter__(self):
-        global _recording
-        self.outer.append(_recording)
-        _recording = False
+        _no_grads.set(_no_grads.get() + 1)
 
     def __exit__(self, *exc):
-        global _recording
-        _recording = self.outer.pop()
+        _no_grads.set(_no_grads.get() - 1)
+
+    def __call__(self, function):
+        if isgeneratorfunction(function):
+            return wraps(function)(lambda *args, **kwargs: _Inside(self, function(*args, **kwargs)))
+        return super().__call__(function)
+
+
+class _Inside(Generator):
+    """A generator whose turns run inside a context; what it yields to is outside."""
+
+    def __init__(self, context, generator):
+        self.context, self.generator = context, generator
+
+    def send(self, value):
+        with self.context:
+            return self.generator.send(value)
+
+    def throw(self, *error):
+        with self.context:
+            return self.generator.throw(*error)
 
 
 class Node:
@@ -275,7 +296,7 @@ def record(data, name, inputs, backward):
     out = Tensor.__new__(Tensor)  # without the checks of what users give
     out.data = np.asarray(data) if isinstance(data, np.generic) else data  # NumPy makes scalars of 0-d arrays
     out.grad, out.requires_grad, out.node = None, False, None
-    if _recording and out.data.dtype.kind == "f" and any([x is not None and x.requires_grad for x in inputs]):
+    if not _no_grads.get() and out.data.dtype.kind == "f" and any([x is not None and x.requires_grad for x in inputs]):
         edges = tuple([None if x is None or not x.requires_grad else x.node or x for x in inputs])
         out.requires_grad, out.node = True, Node(name, edges, backward, out.data.shape, out.data.dtype)
     return out

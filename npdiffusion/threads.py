@@ -9,7 +9,8 @@ import os
 import queue
 import threading
 from contextlib import ContextDecorator, contextmanager
-from functools import cache
+from contextvars import copy_context
+from functools import cache, partial
 
 import numpy as np
 
@@ -17,10 +18,19 @@ __all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num
 
 _tasks = queue.SimpleQueue()  # functions without arguments, for the workers
 _workers = 0
+_lock = threading.RLock()  # for counting workers, and who wants one BLAS thread
 _cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # to place threads on
 _num_threads = min(8, len(_cores) or os.cpu_count() or 1)  # more would mostly wait for Python's lock
-_local = threading.local()
 LINE = 64  # bytes of a cache line: a vector of AVX-512 that crosses two is read twice
+
+
+class _Local(threading.local):
+    """Of each thread: how many one_blas_thread it is inside, whether it is kept on a core, and scratch buffers."""
+
+    wants_one, pinned = 0, False
+
+
+_local = _Local()
 
 
 def get_num_threads():
@@ -29,7 +39,7 @@ def get_num_threads():
 
 
 def set_num_threads(n):
-    """Let the NumPy kernels use ``n`` threads; raises ValueError unless n is an integer >= 1."""
+    """Let the NumPy kernels of this process use ``n`` threads each; ValueError unless n is an integer >= 1."""
     global _num_threads
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"set_num_threads expects an integer >= 1, got {n!r}")
@@ -42,25 +52,34 @@ class one_blas_thread(ContextDecorator):
     The first to enter tells BLAS, the last to leave tells it what held before.
     """
 
-    lock, inside, before = threading.Lock(), 0, ()
+    inside, before = 0, ()
 
     def __enter__(self):
-        with self.lock:
+        with _lock:
+            _local.wants_one += 1
             one_blas_thread.inside += 1
             if self.inside == 1:
-                one_blas_thread.before = [(library, library.get_num_threads()) for library in blas()]
-                self.tell([(library, 1) for library, n in self.before if n != 1])
+                one_blas_thread.before = [(library, n) for library in blas() if (n := library.get_num_threads()) != 1]
+                self.tell([(library, 1) for library, _ in self.before])
 
     def __exit__(self, *exc):
-        with self.lock:
-            one_blas_thread.inside -= 1
-            if not self.inside:
-                self.tell([(library, n) for library, n in self.before if n != 1])
+        with _lock:
+            _local.wants_one -= 1
+            self.leave(1)
+
+    @classmethod
+    def leave(cls, count):
+        cls.inside -= count
+        if count and not cls.inside:
+            cls.tell(cls.before)
 
     @staticmethod
     def tell(numbers):
         for library, n in numbers:
+            allow = getattr(library, "clear_controlling_thread", lambda force: None)
+            allow(force=True)  # threadpoolctl 3.8 would listen to one thread alone
             library.set_num_threads(n)
+            allow(force=True)
 
 
 @cache
@@ -93,7 +112,7 @@ def parallel(function, n):
 
     _hire(parts - 1)
     for _ in range(parts - 1):
-        _tasks.put(work)
+        _tasks.put(partial(copy_context().run, work))  # NumPy's errstate, and all else that is this thread's own
     with _on_core(0):
         work()
     for error in [finished.get() for _ in range(parts)]:
@@ -112,19 +131,22 @@ def _on_core(i):
     alone = len(_cores) != _num_threads or os.sched_getaffinity(0) != set(_cores)
     if not alone:
         os.sched_setaffinity(0, {_cores[i]})
+        _local.pinned = True
     try:
         yield
     finally:
         if not alone:
             os.sched_setaffinity(0, _cores)
+            _local.pinned = False
 
 
 def _hire(n):
     """Have at least n workers. A queue wakes them in 5 microseconds, a concurrent.futures pool would take 16."""
     global _workers
-    while _workers < n:
-        _workers += 1
-        threading.Thread(target=_work, args=(_workers,), name=f"npdiffusion-{_workers}", daemon=True).start()
+    with _lock:
+        while _workers < n:
+            _workers += 1
+            threading.Thread(target=_work, args=(_workers,), name=f"npdiffusion-{_workers}", daemon=True).start()
 
 
 def _work(i):
@@ -133,6 +155,21 @@ def _work(i):
             task = _tasks.get()
             task()
             del task  # hold on to no arrays while waiting
+
+
+def _in_child():
+    """Of a fork, which has only the thread that forked: no workers, nobody else in a kernel, and all cores."""
+    global _tasks, _workers
+    _tasks, _workers = queue.SimpleQueue(), 0
+    one_blas_thread.leave(one_blas_thread.inside - _local.wants_one)
+    if _local.pinned:
+        os.sched_setaffinity(0, _cores)
+        _local.pinned = False
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)
 
 
 def scratch(name, shape, dtype):

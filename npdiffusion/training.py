@@ -1,6 +1,7 @@
 """A training that shows its progress, saves itself, and goes on bit for bit where it was stopped."""
 
 import json
+import os
 import signal
 import time
 from contextlib import contextmanager
@@ -11,14 +12,14 @@ from tqdm import tqdm
 
 from .checkpoint import load_file, save_file
 from .cuda_graph import captured
-from .device import to_device
+from .device import array_module, to_device
 from .figures import save_figure
 from .files import atomic_write
 from .models import save_model
 from .optim import EMA, AdamW, clip_grad_norm_, warmup_cosine
 from .random import default_generator
 
-__all__ = ["Training"]
+__all__ = ["Training", "check_settings"]
 
 LOG_EVERY = 50  # steps
 
@@ -34,14 +35,15 @@ class Training:
 
     Args:
         model: the Module; its ``config`` goes into model.safetensors.
-        count: number of training examples. Each epoch visits all of them in a new order.
+        count: number of training examples. Each epoch visits each of them once, in a new order.
         settings: JSON-able dict of what shapes the training; a checkpoint of other settings is refused.
         steps: training steps in all. batch_size: examples in each; at most ``count``.
         lr: peak learning rate: it warms up over the first 500 steps (at most a tenth of all), then falls to 0 along
             half a cosine.
         ema: decay of the averaged weights. weight_decay: AdamW's. clip: largest norm of all gradients together.
 
-    The model may be on a GPU: ``model.to("cuda")`` comes first. A checkpoint can go on on another device.
+    The model may be on a GPU: ``model.to("cuda")`` comes first. A checkpoint can go on on another device. A model in
+    evaluation mode is put into training mode; parts that you put into evaluation mode (``model.part.eval()``) stay so.
 
     Attributes: ``rng`` and ``device_rng``, the library's generators of the CPU and of the model's device; ``step``;
     ``seconds`` spent in training steps; ``history``, a list of dicts that ``report`` may add to. All are saved, too.
@@ -78,8 +80,9 @@ class Training:
 
         Raises:
             RuntimeError: the step cannot be recorded. ValueError: ``cuda_graph`` without ``batch``.
-            SystemExit: there is a checkpoint but ``resume`` was not asked for, or one of other settings; or the
-                training was stopped (after saving). The message says how to go on.
+            SystemExit: there is a checkpoint but ``resume`` was not asked for, or one of other settings or of another
+                count; or the training was stopped (after saving), or went to NaN or infinity (which is seen when the
+                log or a checkpoint is written, and never saved). The message says how to go on.
             FileNotFoundError, ValueError: nothing to resume from, or a damaged checkpoint.
         """
         out = Path(out)
@@ -96,9 +99,11 @@ class Training:
                 started = time.perf_counter()
                 self.losses.append(self.train_step(descend))
                 row = self.step % LOG_EVERY == 0 or self.step == self.steps
-                mean = float(np.mean([float(x) for x in self.losses])) if row else None
+                mean = float(np.mean([float(x) for x in self.losses])) if row else 0.0
                 self.seconds += time.perf_counter() - started
                 bar.update(self.batch_size)
+                if not np.isfinite(mean):
+                    self.check_finite(checkpoint)
                 if row:
                     self.log.append((self.step, self.seconds, mean, self.optimizer.lr))
                     bar.set_postfix(loss=f"{mean:.4f}")
@@ -114,7 +119,8 @@ class Training:
 
     def train_step(self, descend):
         """One step on the next batch; descend: what ``descent`` returned. Returns the loss, an array of one element."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         self.optimizer.lr = self.peak_lr * warmup_cosine(self.step, self.steps, min(500, self.steps // 10 + 1))
         loss = descend(self.next_batch())
         self.step += 1
@@ -129,7 +135,7 @@ class Training:
             clip_grad_norm_(self.optimizer.parameters, self.clip)
             self.optimizer.step()
             self.ema.update()
-            return value.data
+            return value.data.reshape(())
 
         if batch is None:
             if cuda_graph:
@@ -140,24 +146,30 @@ class Training:
         return lambda index: step(*(to_device(a, self.model.device) for a in batch(index)))
 
     def next_batch(self):
-        """Indices of the next examples; a new shuffle when the epoch is over."""
-        if self.position + self.batch_size > len(self.order):
-            self.order, self.position = self.rng.permutation(len(self.order)), 0
-        self.position += self.batch_size
-        return self.order[self.position - self.batch_size:self.position]
+        """Indices of the next examples; those that an epoch leaves over and the first of the next make a batch, too."""
+        batch = self.order[self.position:self.position + self.batch_size]
+        self.position += len(batch)
+        if missing := self.batch_size - len(batch):
+            self.order, self.position = self.rng.permutation(len(self.order)), missing
+            batch = np.concatenate([batch, self.order[:missing]])
+        return batch
 
     @contextmanager
     def averaged(self):
-        """Context in which the model has the averaged weights and is in evaluation mode."""
+        """Context in which the model has the averaged weights and is in evaluation mode, for all threads."""
+        modes = [(module, module.training) for module in self.model.modules()]
         self.ema.swap()
         self.model.eval()
         try:
             yield self.model
         finally:
             self.ema.swap()
+            for module, mode in modes:
+                module.training = mode
 
     def write(self, out, report=None, title=""):
         """Call ``report``, then write checkpoint, averaged weights, log and loss curve."""
+        self.check_finite(out / "checkpoint.safetensors")
         try:
             if report:
                 with self.averaged():
@@ -171,25 +183,41 @@ class Training:
                        header="step,seconds,loss,lr", comments="")
         save_figure(loss_curve(self.log, title), out / "loss.png")
 
-    def save(self, path):
-        """Write the checkpoint."""
-        arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+    def arrays(self):
+        """All arrays of a checkpoint, by name."""
+        arrays = {"losses": np.array([float(x) for x in self.losses])}
+        arrays |= {f"model.{k}": v for k, v in self.model.state_dict().items()}
         arrays |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
         arrays |= {f"optimizer.{k}": v if hasattr(v, "dtype") else np.asarray(v)
                    for k, v in self.optimizer.state_dict().items()}
-        arrays |= {"order": self.order, "log": np.reshape(self.log, (-1, 4)),
-                   "losses": np.array([float(x) for x in self.losses])}
-        save_file(path, arrays, {"settings": self.settings, "step": self.step, "seconds": self.seconds,
-                                 "position": self.position, "ema_updates": int(self.ema.updates),
-                                 "history": self.history, "generator": self.rng.bit_generator.state,
-                                 "device_generator": self.device_rng.bit_generator.state})
+        return arrays | {"order": self.order, "log": np.reshape(self.log, (-1, 4))}
+
+    def check_finite(self, path):
+        """SystemExit if a loss or any of the state is NaN or infinite: it does not replace what is at ``path``."""
+        for name, a in self.arrays().items():
+            if a.dtype.kind == "f" and not array_module(a).isfinite(a).all():
+                if name == "losses":
+                    name = f"the loss of step {self.step - len(a) + np.isfinite(a).argmin() + 1}"
+                kept = f"{path}, from before, is unchanged" if Path(path).exists() else "nothing was saved before"
+                raise SystemExit(f"stopped at step {self.step} of {self.steps}: {name} is NaN or infinite; {kept}. "
+                                 "Look for such values in the data, or try a smaller learning rate (--lr) with another "
+                                 "--out")
+
+    def save(self, path):
+        """Write the checkpoint; SystemExit if something in it is NaN or infinite."""
+        self.check_finite(path)
+        save_file(path, self.arrays(), {"settings": self.settings, "step": self.step, "seconds": self.seconds,
+                                        "position": self.position, "ema_updates": int(self.ema.updates),
+                                        "history": self.history, "generator": self.rng.bit_generator.state,
+                                        "device_generator": self.device_rng.bit_generator.state})
 
     def load(self, path):
-        """Take over what ``save`` wrote; SystemExit if it was written under other settings."""
+        """Take over what ``save`` wrote; SystemExit if it was written under other settings, or with other data."""
         arrays, meta = load_file(path)
-        if meta.get("settings") != self.settings:
-            raise SystemExit(f"{path} was written with other settings.\n  there: {meta.get('settings')}\n"
-                             f"  here:  {self.settings}\nGive the same options, or another --out.")
+        check_settings(path, meta.get("settings"), self.settings)
+        if len(arrays["order"]) != len(self.order):
+            raise SystemExit(f"{path} was written with {len(arrays['order'])} training examples, here are "
+                             f"{len(self.order)}.\nGive the same data, or another --out.")
 
         def part(prefix):
             return {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
@@ -205,6 +233,15 @@ class Training:
         state = meta.get("device_generator", {})
         if state.get("bit_generator") == self.device_rng.bit_generator.state["bit_generator"]:
             self.device_rng.bit_generator.state = state  # on another device the generator starts anew
+
+
+def check_settings(path, there, here):
+    """SystemExit if the settings with which the file at ``path`` was written are not those of now."""
+    if there and "preset" in there and "preset" not in here:  # version 0.1, with paths, too: compare what both have
+        there, here = ({k: settings[k] for k in there if k in here} for settings in (there, here))
+    if there != here:
+        raise SystemExit(f"{path} was written with other settings.\n  there: {there}\n  here:  {here}\n"
+                         "Give the same options, or another --out.")
 
 
 def loss_curve(log, title):
@@ -224,9 +261,12 @@ def loss_curve(log, title):
 @contextmanager
 def stop_requests():
     """A list that Ctrl-C (or SIGTERM) adds to, so that the step in hand is finished first; a second one raises."""
-    requests = []
+    requests, process = [], os.getpid()
 
     def ask(number, frame):
+        if os.getpid() != process:  # the child of a fork, say one that loads data: not the training
+            signal.signal(number, before[number] or signal.SIG_DFL)
+            return signal.raise_signal(number)
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
@@ -239,4 +279,4 @@ def stop_requests():
         yield requests
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not Python's

@@ -7,20 +7,23 @@ import pytest
 import standin_cupy
 from on_devices import REAL, real_cupy
 
-from npdiffusion import device, random
+from npdiffusion import device, kernels, random, tensor
 from npdiffusion.device import tf32_allowed
-from npdiffusion.kernels import use_kernels
 from npdiffusion.kernels.cupy import build
+from npdiffusion.nn import module
 
 
 @pytest.fixture(autouse=True)
 def global_state():
-    """TF32, threads, kernels on the CPU, recording, seeds and generators: as before, and seeded, whatever ran first."""
-    before = (tf32_allowed(), npdiffusion.get_num_threads(), use_kernels.current, npdiffusion.tensor._recording,
-              random._seed, dict(random._generators))
+    """TF32, threads, kernels on the CPU, recording, modes, seeds and generators: as before, and seeded."""
+    before = (tf32_allowed(), npdiffusion.get_num_threads(), list(kernels._called), random._seed,
+              dict(random._generators))
+    own = [(state, state.get()) for state in (kernels._entered, tensor._no_grads, module._evaluated)]
     npdiffusion.manual_seed(0)
     yield
-    tf32, threads, use_kernels.current, npdiffusion.tensor._recording, random._seed, generators = before
+    tf32, threads, kernels._called[:], random._seed, generators = before
+    for state, value in own:
+        state.set(value)
     npdiffusion.allow_tf32(tf32)
     npdiffusion.set_num_threads(threads)
     random._generators.clear()

@@ -2,10 +2,19 @@
 
 import builtins
 import errno
+import itertools
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -77,7 +86,6 @@ def test_numpy_scalars_come_back_as_0d_arrays(tmp_path):
 
 
 def test_other_readers_can_open_it(tmp_path):
-    safetensors = pytest.importorskip("safetensors")
     save_file(tmp_path / "a", {"w": np.eye(2)}, {"step": 3})
     with safetensors.safe_open(tmp_path / "a", framework="numpy") as file:
         assert json.loads(file.metadata()["npdiffusion"]) == {"step": 3}
@@ -126,6 +134,43 @@ def test_not_a_safetensors_file(tmp_path, data):
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(ValueError, match="not a safetensors file"):
         load_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize("bits", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_an_error(tmp_path, bits):
+    """In weights, names, shapes, metadata, the checksum and its name; of each byte some bits."""
+    path = tmp_path / "a"
+    save_file(path, {"w": np.arange(3, dtype=np.float32), "ä": np.array([[True], [False]])}, {"step": 1, "é": [None]})
+    data = path.read_bytes()
+    for i, bit in itertools.product(range(len(data)), range(bits)):
+        changed = bytearray(data)
+        changed[i] ^= 1 << (i + bit) % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            load_file(path)
+
+
+@pytest.mark.parametrize("change", [
+    lambda tensors, texts: tensors.update(w=tensors["w"] + 1), lambda tensors, texts: tensors.pop("b"),
+    lambda tensors, texts: tensors.update(w=tensors["w"].astype(np.float64)),
+    lambda tensors, texts: tensors.update(w=tensors["w"].reshape(2, 2)),
+    lambda tensors, texts: tensors.update(w=tensors["b"], b=tensors["w"]),
+    lambda tensors, texts: texts.update(npdiffusion='{"step": 2}'), lambda tensors, texts: texts.pop("npdiffusion")])
+def test_a_checksum_that_does_not_fit(tmp_path, change):
+    """Well-formed files whose content is another."""
+    save_file(tmp_path / "a", {"w": np.arange(4, dtype=np.float32), "b": np.ones(4, np.float32)}, {"step": 1})
+    with safetensors.safe_open(tmp_path / "a", framework="numpy") as file:
+        tensors, texts = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    change(tensors, texts)
+    safetensors.numpy.save_file(tensors, tmp_path / "a", texts)
+    with pytest.raises(ValueError, match="its checksum is not that of its content; download or save it again"):
+        load_file(tmp_path / "a")
+
+
+def test_files_of_version_0_1_have_no_checksum(tmp_path):
+    safetensors.numpy.save_file({"w": np.eye(2)}, tmp_path / "a", {"npdiffusion": '{"step": 3}'})
+    tensors, metadata = load_file(tmp_path / "a")
+    assert metadata == {"step": 3} and np.array_equal(tensors["w"], np.eye(2))
 
 
 @given(st.data())
@@ -217,6 +262,93 @@ def test_nothing_at_path_until_complete(tmp_path):
         file.flush()
         assert not (tmp_path / "a").exists()
     assert (tmp_path / "a").read_bytes() == b"1"
+
+
+needs_locks = pytest.mark.skipif(not files.flock, reason="this system has no such locks")
+WRITE = ("import sys, time; from npdiffusion.files import atomic_write\n"
+         "with atomic_write(sys.argv[1]) as file:\n"
+         "    file.write(b'theirs'); file.flush(); print('begun', flush=True); sys.stdin.readline()")
+
+
+def other_process(path):
+    """Another process in the midst of writing to ``path``; it ends its work when a line comes."""
+    process = subprocess.Popen([sys.executable, "-c", WRITE, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True, cwd=Path(__file__).parent.parent)
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def write(path, data=b"ours"):
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+@needs_locks
+def test_the_next_writer_removes_what_the_dead_left_and_no_more(tmp_path):
+    path = tmp_path / "a[1]*.csv"
+    dead, alive = other_process(path), other_process(path)
+    dead.send_signal(signal.SIGKILL)
+    dead.wait()
+    others = [".a1.csv.01234567.tmp", ".a[1]*.csv.0123456.tmp", ".a[1]*.csv.0123456g.tmp", "a[1]*.csv.01234567.tmp",
+              ".b.01234567.tmp", ".a[1]*xcsv.01234567.tmp"]
+    for name in [*others, ".a[1]*.csv.01234567.tmp"]:  # the last one of version 0.1, which locked nothing
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / ".a[1]*.csv.89abcdef.tmp").symlink_to(tmp_path / others[0])
+    with atomic_write(path) as file:
+        file.write(b"ours")
+        write(path, b"another thread's")
+        assert len(list(tmp_path.glob(".a[[]1]*.csv.*.tmp"))) == 5  # two writers', a link, two of other names
+    assert path.read_bytes() == b"ours"
+    alive.communicate("end\n")
+    assert path.read_bytes() == b"theirs" and alive.returncode == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*others, path.name, ".a[1]*.csv.89abcdef.tmp"])
+
+
+@needs_locks
+def test_writers_of_one_name_do_not_disturb_each_other(tmp_path):
+    """Each would take another's temporary file for a left-over in the moment before it is locked."""
+    path, failures = tmp_path / "a", []
+
+    def work(n):
+        for i in range(40):
+            try:
+                write(path, bytes([n]) * 100)
+            except OSError as error:
+                failures.append(error)
+
+    some = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in some:
+        thread.start()
+    for thread in some:
+        thread.join()
+    assert not failures and len(set(path.read_bytes())) == 1 and os.listdir(tmp_path) == ["a"]
+
+
+@needs_locks
+def test_a_temporary_file_that_is_removed_before_it_is_locked(tmp_path, monkeypatch):
+    lock, opened = files.flock, []
+
+    def late(file, kind):
+        if not opened:  # another writer is quicker
+            opened.extend(tmp_path.iterdir())
+            opened[0].unlink()
+        return lock(file, kind)
+
+    monkeypatch.setattr(files, "flock", late)
+    write(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize("locks", ["none", "refused"])
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch, locks):
+    """On Windows, and on file systems that have none."""
+    def refused(file, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files, "flock", None if locks == "none" else refused)
+    (tmp_path / ".a.01234567.tmp").write_bytes(b"1")
+    write(tmp_path / "a")
+    assert sorted(os.listdir(tmp_path)) == [".a.01234567.tmp", "a"]
 
 
 def test_unwritable_place_names_the_file(tmp_path):

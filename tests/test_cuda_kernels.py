@@ -640,6 +640,17 @@ def test_optimisers_leave_gaps_as_they_are():
     np.testing.assert_allclose(np.linalg.norm(memory[::2]), 1)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_clipping_what_is_not_finite(value):
+    grads = [np.array([1.0, 2.0]), np.array([value, 3.0])]
+    plain = copied(grads)
+    with in_the_place_of_cupy(standin_cupy.module):
+        norm = cuda.clip_grad_norm(on_gpu(grads), 1.0)
+    np.testing.assert_equal([norm._a.item(), *grads], [reference.clip_grad_norm(plain, 1.0), *plain])
+    assert np.isnan(grads[1][0]) and (np.isnan(grads[0]).all() if np.isnan(value) else (grads[0] == 0).all())
+
+
 class Step:
     """An optimiser's step on the stand-in, of as many parameters as the UNet for MNIST has."""
 

@@ -33,6 +33,8 @@ def smoke(tmp_path_factory):
 
 def test_smoke_preset_measures_and_draws(smoke):
     _, out, result = smoke
+    settings = json.loads((out / "measurements.json").read_text())["settings"]
+    assert settings["data"] == "synthetic" and not {"preset", "model", "classifier", "out"} & set(settings)
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["identity"]) == {"none", "true"} and 0 <= metrics["label_agreement"] <= 1
     levels = ["100", "200", "300", "400", "500", "600"]

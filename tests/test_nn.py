@@ -183,6 +183,42 @@ def test_numpys_numbers_are_numbers(cupy, device, of):
     assert results[0].dtype == results[1].dtype == np.float32 and np.array_equal(*results)
 
 
+def test_shared_modules_and_parameters_are_pytorchs():
+    """Names, order and number with and without duplicates; a module that contains itself is walked through once."""
+    torch = pytest.importorskip("torch")
+
+    def tied(nn):
+        model, inner = nn.Module(), nn.Linear(2, 2)
+        model.first, model.second, model.list = inner, inner, nn.ModuleList([inner, nn.Linear(2, 2), inner])
+        model.list[1].weight = inner.weight
+        model.own = inner.bias
+        return model
+
+    ours, theirs = tied(nn), tied(torch.nn)
+    for options in ({}, {"remove_duplicate": False}, {"prefix": "net"}):
+        for method in ("named_parameters", "named_modules"):
+            a, b = ([name for name, _ in getattr(model, method)(**options)] for model in (ours, theirs))
+            assert a == b, (method, options)
+    for method in ("parameters", "modules", "named_children"):
+        assert len(list(getattr(ours, method)())) == len(list(getattr(theirs, method)()))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert len(ours.list) == len(theirs.list) == 3 and ours.list[0] is ours.list[2] is ours.first
+    ours.load_state_dict({name: x.numpy() + 1 for name, x in theirs.state_dict().items()})
+    assert np.array_equal(ours.second.weight.data, theirs.second.weight.detach().numpy() + 1)
+    with pytest.raises(KeyError, match=r"missing \['second.weight'\]"):
+        ours.load_state_dict({name: x for name, x in ours.state_dict().items() if name != "second.weight"})
+    ours.inside = ours
+    assert len(list(ours.modules())) == 4 and len(list(ours.parameters())) == 3 and "inside" in repr(ours)
+    assert "inside.own" not in ours.state_dict() and not any(m.training for m in ours.eval().modules())
+    assert ours.to("float64").requires_grad_(False).second.bias.dtype == np.float64
+
+
+def test_a_layer_used_twice_runs_twice():
+    double = nn.Linear(1, 1, bias=False)
+    double.weight.data[...] = 2
+    assert nn.Sequential(double, double, double)(Tensor([[1.0]])).item() == 8
+
+
 # UNet
 
 

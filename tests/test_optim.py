@@ -1,11 +1,13 @@
 """Optimisers against their papers' formulas written out in plain Python; clipping, schedules, averages."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
 from npdiffusion import Tensor, nn, optim
+from npdiffusion.training import Training
 
 
 def run(make, steps=5):
@@ -143,3 +145,216 @@ def test_optimisers_learn():
             loss.backward()
             optimizer.step()
         assert loss.item() < 1e-4
+
+
+# What optimisers and clipping are given
+
+KINDS = [optim.SGD, optim.Adam, optim.AdamW]
+
+
+def parameter(*values):
+    return nn.Parameter(np.array(values, np.float32))
+
+
+def used_up():
+    given = nn.Linear(1, 1).parameters()
+    list(given)
+    return given
+
+
+WRONG = {  # what is given: (error of optimisers, error of clip_grad_norm_, words)
+    "Parameter": (lambda: parameter(1.0), TypeError, None, "iterable of Tensors.*got a Parameter"),
+    "Tensor": (lambda: Tensor([1.0]), TypeError, None, "iterable of Tensors"),
+    "module": (lambda: nn.Linear(1, 1), TypeError, TypeError, r"model.parameters\(\) is, got a Linear"),
+    "iterable module": (lambda: nn.Sequential(nn.Linear(1, 1)), TypeError, TypeError, "got a Sequential"),
+    "state_dict": (lambda: nn.Linear(1, 1).state_dict(), TypeError, TypeError, "got a dict"),
+    "set": (lambda: {parameter(1.0)}, TypeError, TypeError, "got a set"),
+    "groups": (lambda: [{"params": [parameter(1.0)], "lr": 1}], TypeError, TypeError, "got a dict.*an optimiser each"),
+    "names": (lambda: nn.Linear(1, 1).named_parameters(), TypeError, TypeError, "got a tuple"),
+    "modules": (lambda: [nn.Linear(1, 1)], TypeError, TypeError, "got a Linear"),
+    "array": (lambda: np.ones(2), TypeError, TypeError, "got a float64"),
+    "arrays": (lambda: [np.ones(2)], TypeError, TypeError, "got a ndarray"),
+    "None": (lambda: [None], TypeError, TypeError, "got a NoneType"),
+    "number": (lambda: 3, TypeError, TypeError, "iterable"),
+    "integers": (lambda: [Tensor([1, 2])], TypeError, TypeError, "got a Tensor of int64"),
+    "non-leaf": (lambda: [parameter(1.0) * 2], ValueError, None, "can't optimize a non-leaf Tensor"),
+    "twice": (lambda: [parameter(1.0)] * 2, ValueError, None, "a parameter twice"),
+    "nothing": (list, ValueError, None, "no parameters"),
+    "used up": (used_up, ValueError, None, "no parameters"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", WRONG)
+def test_optimisers_refuse_what_they_cannot_move(name, kind):
+    make, error, _, words = WRONG[name]
+    with pytest.raises(error, match=words):
+        kind(make(), 0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if WRONG[name][2]])
+def test_clipping_refuses_the_same(name):
+    make, _, error, words = WRONG[name]
+    with pytest.raises(error, match=words):
+        optim.clip_grad_norm_(make(), 1.0)
+
+
+@pytest.mark.parametrize("kind, options", [
+    *((kind, {"lr": lr}) for kind in KINDS for lr in (-0.1, math.nan)), *(
+        (kind, {"weight_decay": -0.1}) for kind in KINDS), (optim.SGD, {"lr": 0.1, "momentum": -0.5}),
+    *((kind, {name: value}) for kind in KINDS[1:] for name, value in (
+        ("eps", -1e-8), ("eps", math.nan), ("betas", (-0.1, 0.9)), ("betas", (0.9, math.nan)))),
+    (lambda _, max_norm: optim.clip_grad_norm_([], max_norm), {"max_norm": -1.0}),
+    (lambda _, max_norm: optim.clip_grad_norm_([], max_norm), {"max_norm": math.nan})])
+def test_numbers_that_make_no_sense(kind, options):
+    with pytest.raises(ValueError, match=re.escape(repr(next(iter(reversed(options.values())))))):
+        kind([parameter(1.0)], **{"lr": 0.1} | options if isinstance(kind, type) else options)
+
+
+def test_the_learning_rate_is_checked_whenever_it_is_set():
+    w = parameter(1.0)
+    optimizer = optim.SGD([w], np.float64(0.1))
+    for wrong in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="lr >= 0"):
+            optimizer.lr = wrong
+    w.grad = np.ones(1, np.float32)
+    optimizer.step()
+    optimizer.lr = np.float32(0.5)
+    optimizer.step()
+    np.testing.assert_allclose(w.data, [0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("grad, error", [(np.ones(2, np.float32), ValueError), (np.ones((), np.float32), ValueError),
+                                         (Tensor([1.0]), TypeError), (1.0, TypeError), ([1.0], TypeError)])
+@pytest.mark.parametrize("use", [lambda w: optim.SGD([w], 0.1).step(), lambda w: optim.clip_grad_norm_([w], 0.1)])
+def test_a_gradient_that_does_not_fit_is_refused(use, grad, error):
+    w = parameter(1.0)
+    w.grad = grad
+    with pytest.raises(error, match="expected a"):
+        use(w)
+    assert w.data == [1]
+
+
+def test_clipping_takes_one_tensor_or_an_iterator_and_counts_each_once():
+    w = parameter(0.0, 0.0)
+    for given in (w, [w], iter([w]), [w, w], (w for _ in range(2))):
+        w.grad = np.float32([3, 4])
+        assert optim.clip_grad_norm_(given, 1) == pytest.approx(5)
+        np.testing.assert_allclose(w.grad, [0.6, 0.8], rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_clipping_gradients_that_are_not_finite_is_pytorch_s(value):
+    torch = pytest.importorskip("torch")
+    ours, theirs = [parameter(0.0), parameter(0.0)], [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    for p, q, g in zip(ours, theirs, (value, 2.0)):
+        p.grad, q.grad = np.float32([g]), torch.tensor([g])
+    norm = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    np.testing.assert_equal(optim.clip_grad_norm_(ours, 1.0), norm.item())
+    np.testing.assert_equal([p.grad.item() for p in ours], [q.grad.item() for q in theirs])
+
+
+def test_parameters_of_several_dtypes():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    optimizer, ema = optim.Adam(model.parameters(), 0.1), optim.EMA(model, 0.5)
+    model[1].to("float64")  # not the first
+    before = {name: a.copy() for name, a in model.state_dict().items()}
+    for p in model.parameters():
+        p.grad = np.ones_like(p.data)
+    optimizer.step()
+    ema.update()
+    for name, a in model.state_dict().items():
+        assert a.dtype == ema.weights[name].dtype == before[name].dtype
+        np.testing.assert_allclose(a, before[name] - 0.1, rtol=1e-6)
+    assert [m.dtype for m in optimizer.m] == [p.dtype for p in model.parameters()]
+
+
+def test_each_parameter_counts_its_own_steps():
+    """The first step of Adam is 1·lr long for each, however long others have been moving."""
+    a, b = parameter(0.0), parameter(0.0)
+    optimizer = optim.Adam([a, b], 0.1)
+    a.grad = np.ones(1, np.float32)
+    for _ in range(1000):
+        optimizer.step()
+    b.grad = np.ones(1, np.float32)
+    optimizer.step()
+    np.testing.assert_allclose(b.data, [-0.1], rtol=1e-5)
+    assert optimizer.steps.tolist() == [1001, 1]
+
+
+def test_the_average_of_a_module_without_parameters():
+    ema = optim.EMA(nn.Identity())
+    ema.update()
+    ema.swap()
+    assert ema.weights == {} and ema.updates == 1
+
+
+# Tied weights: one parameter under several names
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        self.a, self.again = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.again.weight = self.a.weight
+        self.shared, self.myself = self.a, self
+        self.a.weight.data[...] = 1
+
+    def forward(self, x):
+        return self.again(self.shared(self.a(x)))
+
+
+NAMES = ["a.weight", "again.weight", "shared.weight"]
+
+
+def test_sgd_moves_a_tied_weight_once():
+    model = Tied()
+    w, = model.parameters()
+    w.grad = np.ones((1, 1), np.float32)
+    assert optim.clip_grad_norm_(model.parameters(), 10) == 1
+    optim.SGD(model.parameters(), 0.1).step()
+    assert w.data == np.float32(0.9)
+    model.zero_grad()
+    model(Tensor([[2.0]])).backward()
+    assert w.grad == pytest.approx(3 * 0.9**2 * 2)  # (w³x)'
+
+
+def test_a_tied_weight_has_all_its_names_and_is_averaged_once():
+    model = Tied()
+    optimizer, ema = optim.AdamW(model.parameters(), 0.1), optim.EMA(model, 0.9)
+    assert list(model.state_dict()) == list(ema.weights) == NAMES and len(optimizer.m) == 1
+    model.a.weight.data[...] = 3
+    ema.update()
+    average = 2 / 11 * 1 + 9 / 11 * 3
+    assert all(a == pytest.approx(average) for a in ema.weights.values())
+    ema.swap()
+    assert model.again.weight.data == pytest.approx(average) and ema.weights["shared.weight"] == 3
+    ema.swap()
+    other = Tied()
+    other.load_state_dict(ema.weights)
+    assert other.a.weight is other.again.weight and other.a.weight.data == pytest.approx(average)
+    again = optim.EMA(other)
+    again.load({name: np.full((1, 1), 5, np.float32) for name in NAMES})
+    assert all(a == 5 for a in again.weights.values())
+    model.to("float64")
+    ema.update()
+    assert ema.weights["a.weight"] is ema.weights["shared.weight"] and ema.weights["a.weight"].dtype == np.float64
+
+
+def test_a_training_of_tied_weights_is_resumed(tmp_path):
+    def begun():
+        model = Tied()
+        model.config = {}
+        return Training(model, 2, {}, steps=4, batch_size=1, lr=0.1)
+
+    def loss(run):
+        return lambda index: (run.model(Tensor([[1.0]])) - 3) ** 2
+
+    whole, first, second = begun(), begun(), begun()
+    whole.fit(loss(whole), tmp_path / "whole")
+    for _ in range(2):
+        first.losses.append(first.train_step(first.descent(loss(first))))
+    first.save(tmp_path / "checkpoint.safetensors")
+    second.fit(loss(second), tmp_path, resume=True)
+    a, b = whole.model, second.model
+    assert b.a.weight is b.again.weight and a.a.weight.data == b.a.weight.data != 1
+    assert whole.ema.weights == second.ema.weights

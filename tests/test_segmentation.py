@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 from test_examples import ROOT, run
 
+import npdiffusion
 from npdiffusion import Tensor
-from npdiffusion.data import SyntheticMicrographs
+from npdiffusion.checkpoint import load_file, save_file
+from npdiffusion.data import Micrographs, SyntheticMicrographs
 from npdiffusion.metrics import segmentation_scores
 from npdiffusion.models import Classifier, load_model, save_model
 
@@ -148,6 +150,56 @@ def test_own_pairs_as_small_as_can_be(tmp_path):
             Image.fromarray(pixels // 128 * 255 if kind == "masks" else pixels).save(tmp_path / kind / f"{name}.png")
     run(SCRIPT, *of(tmp_path, "--patch", "8"))
     assert np.asarray(Image.open(tmp_path / "out" / "segmentation.png").convert("L")).std() > 10
+
+
+def test_own_pairs_may_move_but_not_change(pairs, monkeypatch):
+    """The same data elsewhere resume, with the preset given or spelled out, and so does a checkpoint of version 0.1."""
+    monkeypatch.setattr(example, "probability", lambda model, image, tta: np.zeros(image.shape))
+    monkeypatch.setattr(example, "save_figure", lambda *args: None)
+
+    def main(folder, *options):
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *options, *map(str, of(folder)[len(TINY):])])
+        npdiffusion.manual_seed(0)
+        example.main()
+
+    main(pairs, *TINY)
+    checkpoint = pairs / "out" / "checkpoint.safetensors"
+    arrays, meta = load_file(checkpoint)
+    assert not [v for k, v in meta["settings"].items() if str(pairs) in str(v) or k == "preset"]
+    moved = pairs.with_name(f"{pairs.name}-moved")
+    pairs.rename(moved)
+    spelled_out = ["--channels", "8", "16", "--steps", "2", "--batch-size", "2", "--patch", "32", "--resume"]
+    main(moved, *TINY, "--resume")
+    main(moved, *spelled_out)
+
+    checkpoint = moved / "out" / "checkpoint.safetensors"
+    old = {"preset": "smoke", "images": "/gone/images", "masks": "/gone/masks"}
+    settings = {k: v for k, v in meta["settings"].items() if k != "pairs"} | old
+    save_file(checkpoint, arrays, meta | {"settings": settings})
+    main(moved, *spelled_out)
+    with pytest.raises(SystemExit, match="other settings"):
+        main(moved, *spelled_out, "--lr", "0.1")
+
+    save_file(checkpoint, arrays, meta)
+    elsewhere = ["--data", "synthetic", "--out", str(moved / "out")]
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *TINY, *elsewhere, "--resume"])
+    with pytest.raises(SystemExit, match="other settings"):
+        example.main()
+    picture = np.array(Image.open(moved / "masks" / "1.png"))
+    picture[7, 7] ^= True
+    Image.fromarray(picture).save(moved / "masks" / "1.png")
+    with pytest.raises(SystemExit, match="other settings"):
+        main(moved, *TINY, "--resume")
+
+
+def test_the_digest_of_pairs_depends_on_pixels_masks_names_and_shape():
+    data = SyntheticMicrographs(2, (32, 32), seed=2)
+    other = [Micrographs(data.images ^ (np.indices(data.images.shape).sum(0) == 9), data.masks, data.names),
+             Micrographs(data.images, data.masks ^ (np.indices(data.images.shape).sum(0) == 9), data.names),
+             Micrographs(data.images, data.masks, ["a", "b"]),
+             Micrographs(data.images.reshape(2, 16, 64), data.masks.reshape(2, 16, 64), data.names)]
+    found = [example.digest(some) for some in (data, *other)] + [example.digest(data, data)]
+    assert len(set(found)) == 6 and example.digest(data) == found[0]
 
 
 def unmatched(pairs):

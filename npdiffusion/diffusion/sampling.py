@@ -206,7 +206,11 @@ def predict(model, x, t, labels, guidance_scale):
 
 @contextmanager
 def evaluating(model):
-    """The model in eval mode, then back in the mode it was in."""
+    """The model in evaluation mode: a Module in this thread alone, anything else until it is back in its own mode."""
+    if hasattr(model, "evaluating"):
+        with model.evaluating():
+            yield
+        return
     training = model.training
     model.eval()
     try:

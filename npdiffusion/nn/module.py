@@ -1,5 +1,9 @@
 """Modules: parameters by name, and containers of modules."""
 
+from contextlib import contextmanager
+from contextvars import ContextVar
+from reprlib import recursive_repr
+
 import numpy as np
 
 from ..device import array_module, is_device, to_device
@@ -17,10 +21,14 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad, device)
 
 
-class Module:
-    """Base class: parameters and modules set as attributes are found by name; calling it runs ``forward``."""
+_evaluated = ContextVar("evaluated", default=frozenset())  # modules in evaluation mode in this thread, see evaluating
 
-    training = True
+
+class Module:
+    """Base class: parameters and modules set as attributes are found by name; calling it runs ``forward``.
+
+    A parameter or a module may stand under several names (tied weights): it is one all the same.
+    """
 
     def forward(self, *args, **kwargs):
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
@@ -29,22 +37,39 @@ class Module:
         return self.forward(*args, **kwargs)
 
     def named_children(self):
-        """(name, module) of the modules directly in this one, in the order they were set."""
-        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+        """(name, module) of the modules directly in this one, in the order they were set, each once."""
+        first = {}
+        for name, module in self._children():
+            first.setdefault(module, name)
+        return ((name, module) for module, name in first.items())
+
+    def _children(self):
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Module)]
+
+    def named_modules(self, prefix="", remove_duplicate=True):
+        """(dotted name, module) of this module, called ``prefix``, and all below it: each once, or under all names."""
+        def walk(name, module, seen):
+            if module not in seen:  # nor if a module contains itself
+                seen = seen if remove_duplicate else set(seen)
+                seen.add(module)
+                yield name, module
+                for key, child in module._children():
+                    yield from walk(f"{name}.{key}" if name else key, child, seen)
+
+        return walk(prefix, self, set())
 
     def modules(self):
-        """This module and all below it."""
-        yield self
-        for _, child in self.named_children():
-            yield from child.modules()
+        """This module and all below it, each once."""
+        return (module for _, module in self.named_modules())
 
-    def named_parameters(self, prefix=""):
-        """(dotted name, Parameter) of everything that is trained here and below."""
-        for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-        for name, child in self.named_children():
-            yield from child.named_parameters(f"{prefix}{name}.")
+    def named_parameters(self, prefix="", remove_duplicate=True):
+        """(dotted name, Parameter) of everything that is trained here and below: each once, or under all its names."""
+        seen = set()
+        for path, module in self.named_modules(prefix, remove_duplicate):
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and not (remove_duplicate and value in seen):
+                    seen.add(value)
+                    yield f"{path}.{name}" if path else name, value
 
     def parameters(self):
         """The Parameters, in the order of ``named_parameters``."""
@@ -54,6 +79,24 @@ class Module:
         """Forget the gradients."""
         for parameter in self.parameters():
             parameter.grad = None
+
+    @property
+    def training(self):
+        """Whether this module is in training mode (dropout drops)."""
+        return vars(self).get("training", True) and self not in _evaluated.get()
+
+    @training.setter
+    def training(self, mode):
+        vars(self)["training"] = mode
+
+    @contextmanager
+    def evaluating(self):
+        """Context in which this module and all below it are in evaluation mode, for this thread alone."""
+        token = _evaluated.set(_evaluated.get().union(self.modules()))
+        try:
+            yield self
+        finally:
+            _evaluated.reset(token)
 
     def train(self, mode=True):
         """Training mode (dropout drops) for this module and all below it; returns self."""
@@ -93,8 +136,9 @@ class Module:
         return next((parameter.device for parameter in self.parameters()), "cpu")
 
     def state_dict(self):
-        """{dotted name: array} of all parameters, on their device. The arrays are their own: copy what you keep."""
-        return {name: parameter.data for name, parameter in self.named_parameters()}
+        """{dotted name: array} of all parameters, under all names, on their device. The arrays are their own: copy what
+        you keep."""
+        return {name: parameter.data for name, parameter in self.named_parameters(remove_duplicate=False)}
 
     def load_state_dict(self, state_dict, strict=True):
         """Copy arrays of any device (or what NumPy takes for one, as PyTorch's CPU tensors) into the parameters.
@@ -102,7 +146,7 @@ class Module:
         Raises KeyError if names are missing or unexpected (with ``strict``), ValueError if a shape differs; then
         nothing is loaded.
         """
-        own = dict(self.named_parameters())
+        own = dict(self.named_parameters(remove_duplicate=False))
         missing, unexpected = [k for k in own if k not in state_dict], [k for k in state_dict if k not in own]
         if strict and (missing or unexpected):
             raise KeyError(f"state_dict does not fit {type(self).__name__}: missing {missing}, unexpected {unexpected}")
@@ -114,8 +158,9 @@ class Module:
         for name, array in arrays.items():
             own[name].data[...] = to_device(array, own[name].data)
 
+    @recursive_repr()
     def __repr__(self):
-        inside = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children())
+        inside = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self._children())
         return f"{type(self).__name__}({self.extra_repr()}{inside}" + ("\n)" if inside else ")")
 
     def extra_repr(self):
@@ -145,10 +190,10 @@ class ModuleList(Module):
         return self
 
     def __len__(self):
-        return sum(1 for _ in self.named_children())
+        return len(self._children())
 
     def __iter__(self):
-        return (child for _, child in self.named_children())
+        return (child for _, child in self._children())
 
     def __getitem__(self, index):
         return list(self)[index]

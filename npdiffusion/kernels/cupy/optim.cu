@@ -107,7 +107,7 @@ extern "C" __global__ void clip_factor(const double *parts, long long count, dou
     const double root = sqrt(sum_over_block(sum));
     if (threadIdx.x == 0) {
         *norm = (real)root;
-        *factor = root > max_norm ? max_norm / (root + 1e-6) : 1;
+        *factor = root <= max_norm ? 1 : max_norm / (root + 1e-6);  // NaN makes it NaN
     }
 }
 

@@ -1,5 +1,7 @@
 """Random numbers drawn on the GPU."""
 
+from threading import RLock
+
 import numpy as np
 
 from ...device import cupy
@@ -21,6 +23,7 @@ class Generator:
     """
 
     def __init__(self, seed=None):
+        self._lock = RLock()
         key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
         self._state = cupy().asarray(np.array([key, 0], np.uint64))
 
@@ -58,6 +61,7 @@ class Generator:
         threads = ceil_div(out.size, 4 if name == "draw_integers" else 16 // out.itemsize)
         real = "float32" if name == "draw_integers" else out.dtype.name
         grid = ceil_div(threads, 256),
-        launch(kernel(name, "random", real), grid, (256,), (self._state, out, *args, np.int64(out.size)))
-        launch(kernel("advance_counter", "random", real), (1,), (1,), (self._state, np.uint64(threads)))
+        with self._lock:  # no other thread draws the same numbers
+            launch(kernel(name, "random", real), grid, (256,), (self._state, out, *args, np.int64(out.size)))
+            launch(kernel("advance_counter", "random", real), (1,), (1,), (self._state, np.uint64(threads)))
         return out

@@ -56,9 +56,12 @@ def ema(averages, params, updates, decay):
 
 
 def clip_grad_norm(grads, max_norm):
-    """Returns ‖g‖ = √Σ g² over all gradients, and scales them to max_norm if it is larger (Pascanu et al. 2013)."""
+    """Returns ‖g‖ = √Σ g² over all gradients, and scales them to max_norm if it is larger (Pascanu et al. 2013).
+
+    A norm that is NaN makes the factor NaN.
+    """
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads))
-    if norm > max_norm:
+    if not norm <= max_norm:
         for g in grads:
             g *= max_norm / (norm + 1e-6)
     return norm
