@@ -150,7 +150,7 @@ def test_more_defaults(tmp_path):
     (lambda: VAE(size=0), "VAE: size"),
     (lambda: Classifier(num_classes=0), "num_classes"),
     (lambda: NoiseLevelNet(hidden=0), "hidden"),
-    (lambda: NoiseLevelNet(channels=(0,)), "positive number of channels"),
+    (lambda: NoiseLevelNet(channels=(4, 0)), "positive number of channels"),
 ])
 def test_sizes_below_1(build, message):
     with pytest.raises(ValueError, match=message):
