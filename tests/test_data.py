@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -440,6 +441,38 @@ def test_photograph(tmp_path):
     assert np.corrcoef(array.ravel(), reference.ravel())[0, 1] > 0.6
 
 
+@pytest.mark.parametrize("at", [(3, 5), (0, 0), (100, 199), (100, 130), (44, 100)], ids=str)
+@pytest.mark.parametrize("dtype, paper, ink, hot", [
+    (np.uint16, 1100, 100, 65535), (np.uint16, 100, 1100, 65535), (np.uint16, 30000, 31000, 0), (np.int32, 5, 9, -1000),
+    (np.float32, 0.1, 0.2, 1e5), (np.float64, 0.2, 0.1, -1e300), (np.uint8, 160, 100, 255), (np.uint8, 160, 100, 0),
+    (np.uint8, 255, 0, 0), (np.uint8, 0, 255, 255)])
+def test_one_hot_or_dead_pixel_changes_nothing(tmp_path, dtype, paper, ink, hot, at):
+    """Neither the contrast nor where the ink is looked for; far from the ink, beside it and in it."""
+    pixels = np.full((200, 200), paper, dtype)
+    pixels[40:160, 40:160] = np.where(np.asarray(seven(120, 120)) < 128, ink, paper)
+    if abs(float(pixels[at]) - hot) < 99:
+        pytest.skip("no change")
+    without = read_array(pixels, tmp_path)
+    pixels[at] = hot
+    assert np.abs(read_array(pixels, tmp_path) - without).max() < (0.1 if dtype == np.uint8 else 0.02)
+
+
+def read_array(pixels, tmp_path):
+    path = tmp_path / ("a.png" if pixels.dtype == np.uint8 else "a.tif")
+    Image.fromarray(pixels).save(path) if path.suffix == ".png" else tifffile.imwrite(path, pixels)
+    return load_picture(path, size=40)[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_thin_strokes_and_noise_are_no_hot_pixels(tmp_path, dtype):
+    """Lines of one pixel's width are ink; more single pixels than a thousandth are noise and stay."""
+    pixels = np.full((40, 40), 20, dtype)
+    pixels[10:30, 12] = pixels[10, 12:25] = 200
+    np.testing.assert_array_equal(read_array(pixels, tmp_path)[0, 0] > 0, pixels > 99)
+    pixels[5::10, 5::10] = 190
+    np.testing.assert_array_equal(read_array(pixels, tmp_path)[0, 0] > 0, pixels > 99)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (50, 20)])
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_constant_picture_warns(tmp_path, size, value):
@@ -476,6 +509,15 @@ def test_noise_sigma():
     slope = np.add.outer(np.arange(100.0), 2 * np.arange(90.0))
     assert noise_sigma(slope) < 1e-12 and noise_sigma(slope[:2]) == 0.0
     assert abs(noise_sigma(slope + rng.normal(0, 0.4, slope.shape)) - 0.4) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.float16, np.float32])
+def test_noise_sigma_of_integers(dtype):
+    """Differences of uint8 would wrap around: 29 for 8."""
+    pixels = np.rint(100 + np.random.default_rng(0).normal(0, 8, (200, 200)))
+    pixels = (pixels - 100 * (dtype == np.int8)).astype(dtype)
+    assert abs(noise_sigma(pixels) - 8) < 0.3
+    assert noise_sigma(np.indices((9, 9)).sum(0) % 2 == 0) > 0.5  # bool
 
 
 def test_other_size(tmp_path):
@@ -528,8 +570,8 @@ def test_save_png_places_every_image(tmp_path, channels):
             np.testing.assert_allclose(tile[:, :, c], wanted, atol=0.51)
 
 
-def test_save_png_refuses_other_shapes(tmp_path):
-    for shape in [(3, 4), (1, 2, 3, 4), (0, 1, 3, 4)]:
-        with pytest.raises(ValueError, match="save_png expects"):
-            save_png(tmp_path / "a.png", np.zeros(shape))
+def test_save_png_refuses_other_shapes_and_integers(tmp_path):
+    for images in (*map(np.zeros, [(3, 4), (1, 2, 3, 4), (0, 1, 3, 4)]), np.zeros((1, 1, 3, 4), np.uint8)):
+        with pytest.raises(ValueError, match="save_png expects floating-point images"):
+            save_png(tmp_path / "a.png", images)
     assert not list(tmp_path.iterdir())

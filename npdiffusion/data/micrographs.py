@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from .download import DataNotFoundError, data_dirs, fetch, find
-from .pictures import deep_values, open_picture
+from .reading import Frame, read_frames
 
 SSTEM_NAME = "groundtruth-drosophila-vnc"
 SSTEM_URL = f"https://github.com/unidesigner/{SSTEM_NAME}/archive/refs/heads/master.zip"
@@ -84,7 +84,7 @@ def _sstem_sections(stack):
     if not names:
         raise ValueError("no section with both stack1/raw/NN.tif and stack1/mitochondria/NN.png")
     images = [read_micrograph(raw / f"{name}.tif") for name in names]
-    masks = [_single(marked / f"{name}.png", _foreground) for name in names]
+    masks = [_single(marked / f"{name}.png", _not_black) for name in names]
     for name, image, mask in zip(names, images, masks):
         if not image.shape == mask.shape == (SSTEM_SIDE, SSTEM_SIDE):
             raise ValueError(f"section {name}: expected {SSTEM_SIDE} pixels both ways, got {image.shape} and a mask "
@@ -129,8 +129,8 @@ class Lucchi(Micrographs):
         full = {"train": "training", "test": "testing"}.get(split, split)
         if full not in ("training", "testing"):
             raise ValueError(f"split must be 'training' or 'testing', got {split!r}")
-        images = _lucchi_stack(full, _grey, root, download)
-        masks = _lucchi_stack(f"{full}_groundtruth", _foreground, root, download)
+        images = _lucchi_stack(full, Frame.grey, root, download)
+        masks = _lucchi_stack(f"{full}_groundtruth", _not_black, root, download)
         super().__init__(images, masks, [f"{full}-{i:03d}" for i in range(len(images))])
 
 
@@ -175,9 +175,11 @@ def load_pairs(images_dir, masks_dir):
     """The user's own micrographs and masks: files with the same name (but for the ending) in two directories.
 
     Images are read as by :func:`read_micrograph`; of a file with several frames, each counts as a picture. In masks,
-    all that is not black is foreground. All pictures must have one size.
+    all that is neither black nor transparent is foreground: any number of a label, any colour; of fractions and in
+    JPEG, whose tones are not exact, what is at least half white. All pictures must have one size.
 
-    Raises ValueError: no files, names that do not match, sizes that differ, masks that are all empty, a damaged file.
+    Raises ValueError: no files, names that do not match, sizes that differ, masks that are all empty or all foreground,
+    a damaged file.
     """
     folders = [Path(images_dir), Path(masks_dir)]
     files = []
@@ -195,7 +197,7 @@ def load_pairs(images_dir, masks_dir):
                          f"image; alone are: {', '.join(alone[:8])}{' …' if len(alone) > 8 else ''}")
     images, masks, names = [], [], []
     for stem, path in files[0].items():
-        image, mask = _read(path, _grey), _read(files[1][stem], _foreground)
+        image, mask = _read(path, Frame.grey), _read(files[1][stem], _foreground)
         if image.shape != mask.shape:
             raise ValueError(f"{path} and its mask differ in (frames, height, width): {image.shape} and {mask.shape}")
         images.extend(image)
@@ -206,18 +208,22 @@ def load_pairs(images_dir, masks_dir):
         names += [stem] if len(image) == 1 else [f"{stem}-{i:03d}" for i in range(len(image))]
     if not np.any(masks):
         raise ValueError(f"the masks in {folders[1]} are all empty: expected some pixels that are not black")
+    if np.all(masks):
+        raise ValueError(f"the masks in {folders[1]} are foreground all over: expected a black or transparent ground")
     return Micrographs(np.stack(images), np.stack(masks), names)
 
 
 def read_micrograph(path):
     """Read one grey picture as uint8 (H, W).
 
-    8 bits are taken as they are and colours turned to grey. Pictures of 16 or more bits, whose full scale is unknown,
-    are stretched: their darkest thousandth of pixels becomes 0, the brightest 255.
+    It is turned upright, and colours to grey; transparency is not looked at. 8 bits are taken as they are (signed ones
+    plus 128). Pictures of more bits, whose full scale is unknown, are stretched: their darkest thousandth of pixels
+    becomes 0, the brightest 255.
 
-    Raises FileNotFoundError; ValueError for no picture, a damaged one, one with several frames or values not finite.
+    Raises FileNotFoundError; ValueError for no picture, a damaged one, one with several frames or values not finite, or
+    one in a form that is not supported: its message says so.
     """
-    return _single(path, _grey)
+    return _single(path, Frame.grey)
 
 
 def _single(path, convert):
@@ -229,28 +235,29 @@ def _single(path, convert):
 
 def _read(source, convert):
     """All frames of a picture file (a path or io.BytesIO), each through ``convert``: an array (n, H, W)."""
-    with open_picture(source) as picture:
-        frames = [convert(frame) for frame in ImageSequence.Iterator(picture)]
+    frames = [convert(frame) for frame in read_frames(source)]
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{source} has frames of different sizes")
     return np.stack(frames)
 
 
-def _grey(picture):
-    """A Pillow picture as uint8 (H, W)."""
-    values = deep_values(picture)
-    if values is None:
-        return np.array(picture.convert("L"))
-    low, high = np.quantile(values, (0.001, 0.999))
-    return np.rint(np.clip((values - low) * (255 / max(high - low, 1e-12)), 0, 255)).astype(np.uint8)
+def _not_black(frame):
+    """What is neither black nor transparent in a frame: bool (H, W). Stray grey edges count, as do all colours."""
+    values = np.atleast_3d(frame.values).max(2) > 0
+    return values if frame.alpha is None else values & (frame.alpha >= 0.5)
 
 
-def _foreground(picture):
-    """What is not black in a Pillow picture: bool (H, W). Stray grey edges count, as do all colours of labels."""
-    if picture.mode in ("P", "RGBA", "LA", "PA"):
-        picture = picture.convert("RGB")
-    values = np.asarray(picture) > 0
-    return values.any(2) if values.ndim == 3 else values
+def _foreground(frame):
+    """As :func:`_not_black`, but where tones are not exact (JPEG) or fractions of 1, from one half on."""
+    values = np.atleast_3d(frame.values)
+    if frame.lossy and values.dtype == np.uint8:
+        values = values >= 128
+    elif values.dtype.kind == "f" and (values % 1 != 0).any():
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(f"a mask holds fractions beyond 0 and 1, from {values.min()} to {values.max()}: "
+                             "save it as 0 and 255")
+        values = values >= 0.5
+    return _not_black(frame._replace(values=values))
 
 
 class SyntheticMicrographs(Micrographs):

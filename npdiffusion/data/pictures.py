@@ -1,13 +1,13 @@
 """Pictures in and out: the user's own digit made to look like one of MNIST's, and sheets of results."""
 
-import io
 import math
-from contextlib import contextmanager
+from functools import reduce
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
 from ..files import atomic_write
+from .reading import read_frames
 
 WORK = 256    # pixels along the longer side while the ink is looked for
 NOISY = 0.05  # of the contrast: with more noise than this, a picture keeps it
@@ -16,12 +16,12 @@ NOISY = 0.05  # of the contrast: with more noise than this, a picture keeps it
 def load_picture(path, size=32):
     """Read a picture of any size and kind, and make it a light-on-dark grey square like MNIST's digits.
 
-    Turned upright (EXIF), converted to grey, inverted if dark on light, stretched so that the paper is -1, the ink 1,
-    padded to a square (nothing is cut off), cropped to the ink if that is less than half as large as the picture,
-    resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but where there is more noise than that,
-    it is kept: a denoiser wants it whole, on both sides of the paper's grey.
+    Turned upright (EXIF, TIFF), converted to grey, cleared of hot pixels, inverted if dark on light, stretched so that
+    the paper is -1, the ink 1, padded to a square (nothing is cut off), cropped to the ink if that is less than half as
+    large as the picture, resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but where there is
+    more noise than that, it is kept: a denoiser wants it whole, on both sides of the paper's grey.
 
-    path: a file that Pillow can read; of an animation, the first frame is taken. size: height and width of the result.
+    path: a file that Pillow or tifffile can read; of several frames, the first is taken. size: of the result's sides.
 
     Returns (1, 1, size, size) float32 in [-1, 1] (beyond, where noise is kept), and a list of short sentences that say
     what was done. Raises FileNotFoundError, or ValueError for a file that is no picture, or a damaged one.
@@ -87,19 +87,21 @@ def noise_sigma(image):
     """
     if min(image.shape) < 3:
         return 0.0
-    response = np.diff(np.diff(image, 2, axis=0), 2, axis=1)
+    response = np.diff(np.diff(image.astype(np.float64), 2, axis=0), 2, axis=1)  # differences of uint8 wrap around
     return float(np.median(np.abs(response))) / (6 * 0.6745)
 
 
 def save_png(path, images, columns=None):
     """Write images side by side as one PNG file, by ``atomic_write``.
 
-    images: (N, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (RGB), any other raises ValueError.
+    images: (N, C, H, W) in [-1, 1], values outside are clipped; C is 1 (grey) or 3 (RGB); any other, and
+        integers, raise ValueError.
     columns: images in a row; by default as many as make the sheet square.
     """
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0:
-        raise ValueError(f"save_png expects images of shape (N, 1 or 3, H, W), got {images.shape}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0 or images.dtype.kind != "f":
+        raise ValueError("save_png expects floating-point images of shape (N, 1 or 3, H, W) in [-1, 1], "
+                         f"got {images.dtype} {images.shape}")
     n, c, h, w = images.shape
     columns = columns or math.isqrt(n - 1) + 1
     rows = -(-n // columns)
@@ -110,50 +112,33 @@ def save_png(path, images, columns=None):
         Image.fromarray(sheet[:, :, 0] if c == 1 else sheet).save(file, "png")
 
 
-@contextmanager
-def open_picture(path):
-    """Pillow's picture in a file or io.BytesIO; what fails while it is open raises FileNotFoundError or ValueError."""
-    try:
-        with Image.open(path) as picture:
-            yield picture
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no picture at {path}: check the name") from error
-    except Exception as error:  # decoders of damaged files raise anything: SyntaxError, EOFError ...
-        name = "the file" if isinstance(path, io.BytesIO) else path
-        raise ValueError(f"{name} cannot be read as a picture ({error or type(error).__name__}): "
-                         "give a whole TIFF or PNG or JPEG file") from error
-
-
-def deep_values(picture):
-    """The pixels of a Pillow picture of 16 or more bits, whose full scale is unknown: float32; None of any other."""
-    if picture.mode != "F" and not picture.mode.startswith("I"):
-        return None
-    values = np.asarray(picture, np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("some pixels are not finite numbers")
-    return values
-
-
 def _read_grey(path):
     """The upright picture as (H, W) float32 in [0, 1], the longer side at most WORK, and what was done."""
-    with open_picture(path) as picture:
-        said = [f"{picture.width}×{picture.height} {picture.mode} picture"]
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            said.append("turned upright (EXIF)")
-        picture = ImageOps.exif_transpose(picture)
-        grey = deep_values(picture)
-        if grey is not None:
-            grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-12)
-        else:
-            if picture.mode not in ("1", "L"):
-                said[0] += ": converted to grey"
-            picture = picture.convert("RGBA")
-            bands = picture.convert("L"), picture.getchannel("A")
-            grey, alpha = (np.asarray(band, np.float32) / 255 for band in bands)
-            if alpha.min() < 1:  # what can be seen is the ink: lay it on the paper it stands out from
-                white = (alpha * grey).sum() < 0.5 * alpha.sum()
-                grey = alpha * grey + (1 - alpha) * white
-                said.append(f"transparent: laid on {'white' if white else 'black'}")
+    frame = next(read_frames(path))
+    grey, alpha, colours = frame.grey(), frame.alpha, frame.values.ndim == 3
+    said = [f"{grey.shape[1]}×{grey.shape[0]} {'RGB picture: converted to grey' if colours else 'grey picture'}"]
+    if frame.orientation in range(2, 9):
+        said.append("turned upright (EXIF)")
+    grey = np.float32(_without_hot_pixels(grey)) / 255
+    if alpha is not None and alpha.min() < 1:  # what can be seen is the ink: lay it on the paper it stands out from
+        white = (alpha * grey).sum() < 0.5 * alpha.sum()
+        grey = alpha * grey + (1 - alpha) * white
+        said.append(f"transparent: laid on {'white' if white else 'black'}")
     grey = Image.fromarray(grey)
     grey.thumbnail((WORK, WORK), Image.Resampling.LANCZOS)
     return np.clip(np.asarray(grey), 0, 1), said
+
+
+def _without_hot_pixels(grey):
+    """A picture (H, W) uint8 without hot or dead pixels: single ones that stand out by half of its contrast.
+
+    They become like the nearest of their eight neighbours. More than a thousandth of all are noise, and stay.
+    """
+    (h, w), padded = grey.shape, np.pad(grey, 1, mode="reflect")
+    near = [padded[i:i + h, j:j + w] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    usual = np.clip(grey, reduce(np.minimum, near), reduce(np.maximum, near))
+    beyond = np.maximum(grey, usual) - np.minimum(grey, usual)
+    hot = beyond > 0.5 * np.ptp(usual)
+    if hot.any():
+        hot &= beyond > 0.5 * np.ptp(usual) + 5 * noise_sigma(grey)
+    return np.where(hot, usual, grey) if hot.sum() <= max(1, grey.size // 1000) else grey
