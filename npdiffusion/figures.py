@@ -15,6 +15,8 @@ def picture_rows(rows, row_labels, column_labels=(), group=None, cell=0.62, font
     column_labels: a text for each column, or for each group of columns, written above it.
     group: columns in a group; groups are set apart. None: no groups. cell: width of a picture in inches.
     """
+    if any(np.asarray(row).dtype.kind != "f" for row in rows):
+        raise ValueError("picture_rows expects floating-point pictures in [-1, 1]: scale uint8 by x / 127.5 - 1")
     pitch, gap = 1.03 * cell, 0.18 * cell if group else 0  # from picture to picture; and between groups
     group, column = group or 1, np.arange(len(rows[0]))
     margin = 0.075 * fontsize / 9 * max(map(len, row_labels)) + 0.1

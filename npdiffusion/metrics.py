@@ -7,28 +7,38 @@ __all__ = ["frechet_distance", "psnr", "segmentation_scores", "ssim"]
 WINDOW = 11  # pixels: width of the window of ssim
 
 
-def psnr(images, originals, peak=2.0):
+def as_float64(images, originals, peak):
+    """Both arrays as float64, and the width of their range: 2 if ``peak`` is None and both are floating."""
+    if peak is None and not images.dtype.kind == originals.dtype.kind == "f":
+        raise ValueError(f"peak must be given for pictures of {images.dtype} and {originals.dtype}, as peak=255: "
+                         "the default is for floats in [-1, 1]")
+    return images.astype(np.float64), originals.astype(np.float64), 2.0 if peak is None else peak
+
+
+def psnr(images, originals, peak=None):
     """Peak signal-to-noise ratio in dB for each picture: 10·log₁₀(peak²/MSE); infinite where they are equal.
 
-    images, originals: (N, …) arrays of one shape; peak: the width of their range, 2 for [−1, 1]. Returns (N,) float64.
+    images, originals: (N, …) arrays of one shape. peak: the width of their range, by default 2 for floats in [−1, 1];
+    integers need it (ValueError). Returns (N,) float64.
     """
     if images.shape != originals.shape:
         raise ValueError(f"psnr expects two arrays of one shape, got {images.shape} and {originals.shape}")
-    difference = images.astype(np.float64) - originals
+    images, originals, peak = as_float64(images, originals, peak)
+    difference = images - originals
     mse = (difference * difference).reshape(len(images), -1).mean(1)
     with np.errstate(divide="ignore"):
         return 10 * np.log10(peak * peak / mse)
 
 
-def ssim(images, originals, peak=2.0):
+def ssim(images, originals, peak=None):
     """Structural similarity of each picture: 1 where they are equal, near 0 where they have nothing in common.
 
     SSIM = (2 μ_x μ_y + C_1) (2 σ_xy + C_2) / ((μ_x² + μ_y² + C_1) (σ_x² + σ_y² + C_2)), the mean over all places where
     an 11×11 Gaussian window (σ = 1.5) fits into the picture, C_1 = (0.01 peak)², C_2 = (0.03 peak)² (Wang et al. 2004,
     eq. 13). It is what scikit-image computes with gaussian_weights=True, sigma=1.5, use_sample_covariance=False.
 
-    images, originals: (N, …, H, W) arrays of one shape, H and W at least 11; peak: the width of their range, 2 for
-    [−1, 1]. Returns (N,) float64.
+    images, originals: (N, …, H, W) arrays of one shape, H and W at least 11. peak: as for :func:`psnr`. Returns (N,)
+    float64.
     """
     if images.shape != originals.shape or images.ndim < 3 or min(images.shape[-2:]) < WINDOW:
         raise ValueError(f"ssim expects two arrays of one shape (N, …, H, W), H and W at least {WINDOW}, "
@@ -41,7 +51,7 @@ def ssim(images, originals, peak=2.0):
             a = np.lib.stride_tricks.sliding_window_view(a, WINDOW, axis) @ weights
         return a
 
-    x, y = images.astype(np.float64), originals.astype(np.float64)
+    x, y, peak = as_float64(images, originals, peak)
     mx, my = mean(x), mean(y)
     vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2

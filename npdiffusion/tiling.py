@@ -16,7 +16,7 @@ def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=F
     All arrays are NumPy's: a ``predict`` that computes on a GPU brings its result back (``npdiffusion.to_device``).
 
     predict: called with tiles (N, C, tile, tile) float32, N ≤ batch_size; returns an array (N, K, tile, tile).
-    image: (C, H, W) float32, of any size, smaller than a tile too.
+    image: (C, H, W) of any size, smaller than a tile too; becomes float32.
     tile: side of a tile in pixels. overlap: pixels that neighbours share, less than ``tile``.
     batch_size: tiles predicted together. progress: show a progress bar.
 
@@ -32,7 +32,7 @@ def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=F
     rows, columns = (range(0, max(1, size + 2 * margin - overlap), stride) for size in (h, w))  # where tiles start
     sizes = rows[-1] + tile, columns[-1] + tile
     pad = [(0, 0), (margin, sizes[0] - margin - h), (margin, sizes[1] - margin - w)]
-    padded = np.pad(image, pad, mode="reflect")
+    padded = np.pad(image.astype(np.float32), pad, mode="reflect")
     ramp = np.interp(np.arange(tile) + 0.5, [overlap / 4, 3 * overlap / 4], [0, 1])
     edge = 0.5 - 0.5 * np.cos(np.pi * ramp)
     window = np.outer(edge * edge[::-1], edge * edge[::-1])

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from npdiffusion.diffusion import DDPMScheduler, PCAWiener, denoise, posterior_mean, variational_bound
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import frechet_distance, psnr, ssim
+from npdiffusion.models import VAE, NoiseLevelNet
 
 
 def test_psnr_by_hand():
@@ -42,6 +44,22 @@ def test_ssim_by_hand():
         ssim(x, x[:2])
 
 
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_peak_of_integers(metric):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (2, 1, 12, 12)).astype(np.uint8)
+    y = np.clip(x + rng.integers(-9, 9, x.shape), 0, 255).astype(np.uint8)
+    expected = metric(x.astype(float), y.astype(float), 255)
+    if metric is psnr:
+        np.testing.assert_allclose(metric(x / 127.5 - 1, y / 127.5 - 1), expected)
+    for dtype in (np.uint8, np.uint16, np.int16, np.int64, np.float32):
+        np.testing.assert_allclose(metric(x.astype(dtype), y, peak=255), expected)
+    assert metric(x > 99, x > 99, peak=1)[0] in (1, np.inf)
+    for a, b in ((x > 99, y > 99), (x, y), (x, y / 255), (x.astype(np.int8), x)):
+        with pytest.raises(ValueError, match="peak must be given for pictures of"):
+            metric(a, b)
+
+
 def test_ssim_against_scikit_image():
     structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
     rng = np.random.default_rng(1)
@@ -75,6 +93,12 @@ def test_frechet_distance_of_diagonal_gaussians():
         frechet_distance(a, b[:, :2])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, bool, np.float16])
+def test_frechet_distance_of_integers(dtype):
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 30, 4)).astype(dtype)
+    assert np.isclose(frechet_distance(a, b), frechet_distance(a.astype(float), b.astype(float)))
+
+
 def test_frechet_distance_against_scipy():
     sqrtm = pytest.importorskip("scipy.linalg").sqrtm
     rng = np.random.default_rng(1)
@@ -93,3 +117,30 @@ def test_picture_rows(tmp_path):
     image = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
     assert image.shape[1] > 6 * 60 and 3 * 60 < image.shape[0] < 3 * 60 + 80
     assert 0.5 < (image < 255).mean() < 0.9 and len(np.unique(image)) > 100
+    with pytest.raises(ValueError, match="expects floating-point pictures"):
+        picture_rows([rows[0], (rows[1] * 100).astype(np.uint8)], ["a", "b"])
+
+
+def integer_calls():
+    """What takes pictures in [-1, 1], called with integers or booleans x of shape (2, 1, 32, 32)."""
+    scheduler, level = DDPMScheduler(), np.array([5, 500])
+    ones = np.ones((2, 1, 32, 32), np.float32)
+    return {
+        "posterior_mean": lambda x: posterior_mean(x, 0.5, ones), "its images": lambda x: posterior_mean(ones, 0.5, x),
+        "PCAWiener": PCAWiener, "its call": lambda x: PCAWiener(ones[..., :4])(x[..., :4], 0.5),
+        "variational_bound": lambda x: variational_bound(None, scheduler, np.zeros_like(x)),
+        "sigma": lambda x: NoiseLevelNet().sigma(x), "timesteps": lambda x: NoiseLevelNet().timesteps(x, scheduler),
+        "reconstruct": lambda x: VAE().reconstruct(x), "codes": lambda x: VAE().pictures(x.reshape(-1, 32)[:, :20]),
+        "add_noise": lambda x: scheduler.add_noise(x, ones, level),
+        "noise": lambda x: scheduler.add_noise(ones, x, level),
+        "get_velocity": lambda x: scheduler.get_velocity(x, ones, level),
+        "step": lambda x: scheduler.step(x, 5, x), "predict": lambda x: scheduler.predict_original_sample(x, 5, x),
+        "denoise": lambda x: denoise(None, scheduler, x, 5)}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, bool])
+@pytest.mark.parametrize("name", integer_calls())
+def test_integer_pixels_are_refused(name, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 32, 32)).astype(dtype)
+    with pytest.raises(TypeError, match="expected float32 or float64, got|floating-point dtype"):
+        integer_calls()[name](pixels)

@@ -81,6 +81,14 @@ def test_no_seams():
     assert not edge.any()  # the outermost pixels of tiles count for nothing
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, bool, np.float16, np.float64])
+def test_tiles_are_floats_whatever_the_picture(dtype):
+    """uint8 minus 200 would wrap around in the predictor."""
+    image = (100 * picture((40, 50))).clip(0, 120).astype(dtype)
+    result = predict_tiled(lambda tiles: -tiles - 200, image, tile=32, overlap=8)
+    np.testing.assert_array_equal(result, -image.astype(np.float32) - 200)
+
+
 @pytest.mark.parametrize("options, message", [
     (dict(tile=32, overlap=32), "overlap < tile"), (dict(tile=32, overlap=-1), "overlap < tile"),
     (dict(batch_size=0), "batch_size >= 1")])

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from .checks import check_sample
+
 __all__ = ["PCAWiener", "posterior_mean"]
 
 
@@ -17,12 +19,14 @@ class PCAWiener:
     """
 
     def __init__(self, images):
+        check_sample(images, "images")
         flat = images.reshape(len(images), -1)
         self.mean = flat.mean(0)
         centred = flat - self.mean
         self.variances, self.components = np.linalg.eigh((centred.T @ centred / len(flat)).astype(np.float64))
 
     def __call__(self, noisy, alpha_bar):
+        check_sample(noisy, "noisy")
         a = math.sqrt(alpha_bar)
         gain = a * self.variances / (alpha_bar * self.variances + 1 - alpha_bar)
         rest = noisy.reshape(len(noisy), -1) - a * self.mean
@@ -38,6 +42,8 @@ def posterior_mean(noisy, alpha_bar, images, block=250):
     noisy: x_t, (M, …). alpha_bar: ᾱ_t < 1. images: (N, …) training pictures. block: rows of the M × N weights in
     memory at a time. Returns an array like noisy.
     """
+    check_sample(noisy, "noisy")
+    check_sample(images, "images")
     x, flat = noisy.reshape(len(noisy), -1), images.reshape(len(images), -1)
     a, half_norms = math.sqrt(alpha_bar), 0.5 * np.einsum("ij,ij->i", flat, flat)
     result = np.empty_like(x)

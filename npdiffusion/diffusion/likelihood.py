@@ -14,7 +14,7 @@ import numpy as np
 
 from ..device import to_device
 from ..random import default_generator, standard_normal
-from .checks import check_labels
+from .checks import check_labels, check_sample
 from .sampling import evaluating, predict
 
 __all__ = ["VariationalBound", "discretised_gaussian_nll", "gaussian_kl", "variational_bound"]
@@ -58,6 +58,7 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
 
     Returns a VariationalBound. Raises ValueError if the images are not 8-bit.
     """
+    check_sample(images, "images")
     images = to_device(images, "cpu")
     grey = (images + 1) * 127.5
     if images.ndim != 4 or not (abs(grey - np.rint(grey).clip(0, 255)) <= 1e-2).all():

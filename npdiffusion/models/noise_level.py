@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import functional as F
 from .. import nn
+from ..diffusion.checks import check_sample
 from ..tensor import Tensor, no_grad
 from .blocks import check_shape, conv_pairs
 
@@ -49,6 +50,7 @@ class NoiseLevelNet(nn.Module):
 
     def log_snr(self, pictures, batch_size=250):
         """λ's median and b for each of the pictures (N, C, H, W), on any device: two float64 NumPy arrays (N,)."""
+        check_sample(pictures, "pictures")
         batches = (pictures[i:i + batch_size].astype(np.float32) for i in range(0, len(pictures), batch_size))
         with no_grad():
             results = [self(Tensor(x, device=self.device)).cpu().data for x in batches]
