@@ -18,8 +18,8 @@ def load_picture(path, size=32):
 
     Turned upright (EXIF, TIFF), converted to grey, cleared of hot pixels, inverted if dark on light, stretched so that
     the paper is -1, the ink 1, padded to a square (nothing is cut off), cropped to the ink if that is less than half as
-    large as the picture, resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but where there is more noise than that,
-    it is kept: a denoiser wants it whole, on both sides of the paper's grey.
+    large as the picture, resized (Lanczos). Uneven light and the grain of paper are cut off at -1, but where there is
+    more noise than that, it is kept: a denoiser wants it whole, on both sides of the paper's grey.
 
     path: a file that Pillow or tifffile can read; of several frames, the first is taken. size: of the result's sides.
 
@@ -115,11 +115,12 @@ def save_png(path, images, columns=None):
 def _read_grey(path):
     """The upright picture as (H, W) float32 in [0, 1], the longer side at most WORK, and what was done."""
     frame = next(read_frames(path))
-    grey, alpha, colours = frame.grey(), frame.alpha, frame.values.ndim == 3
+    grey, alpha, colours = _without_hot_pixels(frame.luminance()), frame.alpha, frame.values.ndim == 3
     said = [f"{grey.shape[1]}×{grey.shape[0]} {'RGB picture: converted to grey' if colours else 'grey picture'}"]
     if frame.orientation in range(2, 9):
         said.append("turned upright (EXIF)")
-    grey = np.float32(_without_hot_pixels(grey)) / 255
+    low, full = (0, 255) if grey.dtype == np.uint8 else (grey.min(), max(float(np.ptp(grey)), 1e-300))
+    grey = np.float32((grey - low) / full)
     if alpha is not None and alpha.min() < 1:  # what can be seen is the ink: lay it on the paper it stands out from
         white = (alpha * grey).sum() < 0.5 * alpha.sum()
         grey = alpha * grey + (1 - alpha) * white
@@ -130,15 +131,16 @@ def _read_grey(path):
 
 
 def _without_hot_pixels(grey):
-    """A picture (H, W) uint8 without hot or dead pixels: single ones that stand out by half of its contrast.
+    """A picture (H, W) without hot or dead pixels, single ones or few together that stand out by half of its contrast.
 
-    They become like the nearest of their eight neighbours. More than a thousandth of all are noise, and stay.
+    They become like the nearest of the 16 pixels two steps away, among which every stroke has some of its ink. More
+    than a thousandth of all are noise, and stay.
     """
-    (h, w), padded = grey.shape, np.pad(grey, 1, mode="reflect")
-    near = [padded[i:i + h, j:j + w] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    (h, w), padded = grey.shape, np.pad(grey, 2, mode="reflect")
+    near = [padded[i:i + h, j:j + w] for i in range(5) for j in range(5) if {i, j} & {0, 4}]
     usual = np.clip(grey, reduce(np.minimum, near), reduce(np.maximum, near))
     beyond = np.maximum(grey, usual) - np.minimum(grey, usual)
     hot = beyond > 0.5 * np.ptp(usual)
     if hot.any():
         hot &= beyond > 0.5 * np.ptp(usual) + 5 * noise_sigma(grey)
-    return np.where(hot, usual, grey) if hot.sum() <= max(1, grey.size // 1000) else grey
+    return np.where(hot, usual, grey) if hot.sum() <= max(4, grey.size // 1000) else grey

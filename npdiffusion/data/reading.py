@@ -39,15 +39,22 @@ class Frame(NamedTuple):
     orientation: int
     lossy: bool
 
-    def grey(self):
-        """(H, W) uint8. More than 8 bits are stretched: the darkest thousandth becomes 0, the brightest 255."""
+    def luminance(self):
+        """(H, W) uint8, or deeper: unsigned from 0, or floating."""
         values = self.values.view(np.uint8) ^ 128 if self.values.dtype == np.int8 else self.values
         if values.dtype == np.uint8:
             return values if values.ndim == 2 else np.asarray(Image.fromarray(values).convert("L"))
         if values.ndim == 3:
-            values = values @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow
-        elif values.dtype.kind in "iu":
-            values = (values - values.min()).view(f"u{values.itemsize}")  # exact: signed differences wrap around
+            return values @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow
+        if values.dtype.kind == "f":
+            return values
+        return (values - values.min()).view(f"u{values.itemsize}")  # exact: signed differences wrap around
+
+    def grey(self):
+        """(H, W) uint8. More than 8 bits are stretched: the darkest thousandth becomes 0, the brightest 255."""
+        values = self.luminance()
+        if values.dtype == np.uint8:
+            return values
         half = np.float64(0.5)  # differences of halves cannot overflow
         low = half * np.quantile(values, 0.001, method="higher")
         high = half * np.quantile(values, 0.999, method="lower")
