@@ -8,10 +8,8 @@ gradient of the result into the gradients of its inputs. That closure is all the
         return record(y, "exp", (input,), lambda g: (g * y,))
 """
 
-from collections.abc import Generator
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from functools import wraps
 from inspect import isgeneratorfunction
 from operator import attrgetter, index
 
@@ -28,7 +26,7 @@ _no_grads = ContextVar("no_grads", default=0)  # how many no_grad this thread (o
 class no_grad(ContextDecorator):
     """Context manager and decorator: ops inside record no graph, so their inputs can be freed at once.
 
-    As in PyTorch it holds for one thread: others record. Of a generator function every turn is inside.
+    As in PyTorch it holds for one thread: others record.
     """
 
     def __enter__(self):
@@ -38,24 +36,9 @@ class no_grad(ContextDecorator):
         _no_grads.set(_no_grads.get() - 1)
 
     def __call__(self, function):
-        if isgeneratorfunction(function):
-            return wraps(function)(lambda *args, **kwargs: _Inside(self, function(*args, **kwargs)))
+        if isgeneratorfunction(function):  # its body would run outside
+            raise TypeError(f"no_grad cannot decorate the generator function {function.__name__}: use it inside")
         return super().__call__(function)
-
-
-class _Inside(Generator):
-    """A generator whose turns run inside a context; what it yields to is outside."""
-
-    def __init__(self, context, generator):
-        self.context, self.generator = context, generator
-
-    def send(self, value):
-        with self.context:
-            return self.generator.send(value)
-
-    def throw(self, *error):
-        with self.context:
-            return self.generator.throw(*error)
 
 
 class Node:

@@ -61,8 +61,8 @@ def small(monkeypatch):
         files[f"stack1/raw/{n:02d}.tif"] = encoded(images[n], "tiff")
         files[f"stack1/mitochondria/{n:02d}.png"] = encoded(masks[n] if n in (1, 7, 18) else grey, "png")
     monkeypatch.setattr(micrographs, "SSTEM_SIDE", SIDE)
-    monkeypatch.setattr(micrographs, "SSTEM_SHA256", [
-        hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest() for image, mask in zip(images[:18], masks)])
+    monkeypatch.setattr(micrographs, "SSTEM_SHA256", {
+        f"{n:02d}": hashlib.sha256(images[n].tobytes() + masks[n].tobytes()).hexdigest() for n in range(18)})
     return files, images, masks
 
 

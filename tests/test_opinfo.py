@@ -17,6 +17,7 @@ from npdiffusion import functional as F
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; nothing here needs it but these comparisons")
 sys.modules.setdefault("expecttest", types.SimpleNamespace(TestCase=unittest.TestCase))  # what PyTorch's tests need
 methods = pytest.importorskip("torch.testing._internal.common_methods_invocations")
+torch.backends.__allow_nonbracketed_mutation_flag = True  # which that forbids, for the tests after this one
 
 OURS = {"view": F.reshape, "__getitem__": F.getitem,
         "where": lambda x, condition, y: F.where(condition, x, y),  # in the order of the samples

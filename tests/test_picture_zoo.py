@@ -171,7 +171,7 @@ def test_every_kind_is_read_as_a_viewer_shows_it(tmp_path, name):
     (tif(COLOURS, photometric="cielab"), "LAB colours .* not supported"),
     (tif(deep.astype(np.complex64)), "complex"), (tif(np.full((H, W), np.inf, np.float32)), "not finite"),
     (retagged(pil(deep, compression="tiff_lzw", tiffinfo={339: 1}), SampleFormat=3), "requires the 'imagecodecs'"),
-    (tif(np.stack([GREY] * 3)), "a has 3 frames, expected one: split it"),
+    (tif(np.stack([GREY] * 3)), "a has 3 frames, expected one: save each"),
     (tif(TWELVE, planarconfig="contig"), "photometric interpretation 1 in .* samples is not supported"),
 ])
 def test_whole_files_that_are_not_read_say_why(tmp_path, data, reason):

@@ -1,11 +1,12 @@
 """Digits and micrographs to train on, and pictures to read and write. Everything here is plain NumPy arrays."""
 
+import numpy as np
+
 from .download import DataNotFoundError
-from .micrographs import (SSTEM, Lucchi, Micrographs, SyntheticMicrographs, load_micrographs, load_pairs,
-                          read_micrograph)
+from .micrographs import SSTEM, TRAIN_SECTIONS, Lucchi, Micrographs, load_pairs, read_micrograph
 from .mnist import MNIST, Dataset
 from .pictures import load_picture, noise_sigma, save_png
-from .synthetic import SyntheticDigits, draw_digits
+from .synthetic import SyntheticDigits, SyntheticMicrographs, draw_digits
 
 __all__ = ["DataNotFoundError", "Dataset", "Lucchi", "MNIST", "Micrographs", "SSTEM", "SyntheticDigits",
            "SyntheticMicrographs", "draw_digits", "load_digits", "load_micrographs", "load_pairs", "load_picture",
@@ -24,3 +25,25 @@ def load_digits(name, split="train"):
     if name == "synthetic":
         return SyntheticDigits(60000, seed=0) if split == "train" else SyntheticDigits(10000, seed=1)
     raise ValueError(f"data must be 'mnist' or 'synthetic', got {name!r}")
+
+
+def load_micrographs(name):
+    """The micrographs behind ``--data``: the pair (train, test), both :class:`Micrographs`.
+
+    "sstem" (sections 00–15, and from 16 on), "lucchi" (its own two volumes) or "synthetic" (8 and 2 drawn ones).
+
+    Raises DataNotFoundError as :class:`SSTEM` and if all its sections are on one side, ValueError for other names.
+    """
+    if name == "sstem":
+        data = SSTEM()
+        train = np.array([int(section) < TRAIN_SECTIONS for section in data.names])
+        if train.all() or not train.any():
+            raise DataNotFoundError(f"training needs ssTEM sections below and from {TRAIN_SECTIONS}, there are only "
+                                    f"{', '.join(data.names)}; get the others, or use --data synthetic")
+        return tuple(Micrographs(data.images[part], data.masks[part], np.array(data.names)[part].tolist())
+                     for part in (train, ~train))
+    if name == "lucchi":
+        return Lucchi("training"), Lucchi("testing")
+    if name == "synthetic":
+        return SyntheticMicrographs(8, (512, 512), seed=0), SyntheticMicrographs(2, (512, 512), seed=1)
+    raise ValueError(f"data must be 'sstem', 'lucchi' or 'synthetic', got {name!r}")

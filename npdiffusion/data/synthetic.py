@@ -1,28 +1,25 @@
-"""Digits drawn on this machine: fonts stand in for handwriting where MNIST cannot be downloaded.
+"""Drawn stand-ins where real data cannot be had: digits in printed fonts, and pictures somewhat like neural tissue.
 
-Each digit starts as the signed distance field of a printed glyph (distance to its outline, positive in the ink). One
-bilinear look-up of that field at warped coordinates, then a soft threshold, gives stroke thickness and blur for free:
-ink = clip(1/2 + (distance + offset) / softness, 0, 1). The smooth random displacement is that of Simard, Steinkraus
-and Platt (2003), section 2, with splines in place of their Gaussian filter.
+What is measured on them says nothing about real data.
 """
 
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from .micrographs import Micrographs
 from .mnist import Dataset
 
 # Matplotlib brings these along. (The monospaced faces have a dot inside the zero.)
 FONTS = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSans-Bold", "DejaVuSerif-Italic", "STIXGeneral",
          "STIXGeneralItalic", "cmss10", "cmtt10")
-SIZE = 32       # of the pictures
-DIGIT = 20      # height (or width) of a glyph in pixels, as in MNIST
-FIELD = 48      # samples of a distance field along each axis ...
-STEP = 0.75     # ... and their distance in pixels
-KNOTS = 8       # of the displacement's splines along each axis, 6 pixels apart
-CHUNK = 64      # pictures warped together: their coordinates stay in cache
+SIZE = 32    # of the digits' pictures
+DIGIT = 20   # height (or width) of a digit in pixels, as in MNIST
+FIELD = 96   # samples of a glyph's picture along each axis, two for each pixel
+CHUNK = 64   # digits drawn together: their coordinates stay in cache
+CELL = 70    # pixels between the middles of cells in a micrograph, about
 
 
 class SyntheticDigits(Dataset):
@@ -42,91 +39,112 @@ def draw_digits(labels, rng):
     labels: (N,) integers 0 to 9. rng: ``np.random.Generator`` that draws everything random.
     Returns (N, 1, 32, 32) float32 in [-1, 1], ink 1 on background -1.
     """
-    fields, half_widths = _glyphs()
-    n = len(labels)
+    glyphs, n = _glyphs(), len(labels)
 
     def uniform(low, high, *shape):
-        return rng.uniform(low, high, (n, *shape)).astype(np.float32)
+        return rng.uniform(low, high, (n, *shape, 1, 1)).astype(np.float32)
 
     faces = rng.integers(len(FONTS), size=n)
-    # Pixel to glyph coordinates: scale, then rotation, then slant.
-    angle, slant = uniform(-0.25, 0.25), uniform(-0.25, 0.35)
-    scale = 1 / uniform(0.85, 1.05)
-    width = scale / uniform(0.8, 1.1)
+    angle, slant, scale = uniform(-0.25, 0.25), uniform(-0.25, 0.35), 2 / uniform(0.85, 1.05)
+    width, shift = scale / uniform(0.8, 1.1), uniform(-1, 1, 2)
+    bend, phase = uniform(-1.2, 1.2, 2), uniform(0, 2 * np.pi, 2)  # of waves along both axes
+    thickness, sharpness = uniform(-0.1, 0.5), uniform(2, 3)  # (1 - 0.5)·2 = 1: the ground is -1
     cos, sin = np.cos(angle), np.sin(angle)
-    affine = np.stack([width * (cos + slant * sin), width * (slant * cos - sin), scale * sin, scale * cos], 1)
-    shift = uniform(-1, 1, 2)
-    wobble = rng.normal(0, 1.6, (n, 2, KNOTS, KNOTS)).astype(np.float32)
-    offset = uniform(0.9, 1.7) - half_widths[faces, labels]
-    softness = uniform(1.0, 1.6)
-
     images = np.empty((n, SIZE, SIZE), np.float32)
-    basis = _spline_basis(SIZE, KNOTS)
     grid = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
     for start in range(0, n, CHUNK):
         s = slice(start, start + CHUNK)
-        delta = basis @ wobble[s] @ basis.T                        # (n, 2, 32, 32) displacement in pixels
-        delta += shift[s, :, None, None]
-        x, y = grid + delta[:, 0], grid[:, None] + delta[:, 1]
-        a, b, c, d = affine[s].T[:, :, None, None]
-        distance = _bilinear(fields[faces[s], labels[s]], a * x + b * y, c * x + d * y)
-        distance += offset[s, None, None]
-        distance *= 2 / softness[s, None, None]
-        np.clip(distance, -1, 1, out=images[s])                    # 2 * ink - 1
+        x = grid + shift[s, 0] + bend[s, 0] * np.sin(0.25 * grid[:, None] + phase[s, 0])
+        y = grid[:, None] + shift[s, 1] + bend[s, 1] * np.sin(0.25 * grid + phase[s, 1])
+        along, down = cos[s] * x - sin[s] * y, sin[s] * x + cos[s] * y  # turned, and then slanted
+        ink = _bilinear(glyphs[faces[s], labels[s]], width[s] * (along + slant[s] * down), scale[s] * down)
+        np.clip((ink + thickness[s]) * sharpness[s], -1, 1, out=images[s])
     return images[:, None]
 
 
-def _bilinear(fields, x, y):
-    """fields (n, FIELD, FIELD) at x, y (n, h, w) in pixels from the field's centre, clamped to its edge."""
-    x, y = (np.clip(v / STEP + (FIELD - 1) / 2, 0, FIELD - 1.001) for v in (x, y))
+def _bilinear(glyphs, x, y):
+    """glyphs (n, FIELD, FIELD) at x, y (n, h, w) in samples from their middle, clamped to their edge."""
+    x, y = (np.clip(v + (FIELD - 1) / 2, 0, FIELD - 1.001) for v in (x, y))
     column, row = x.astype(np.int32), y.astype(np.int32)
     x -= column
     y -= row
-    at = row * FIELD + column + np.arange(len(fields), dtype=np.int32)[:, None, None] * FIELD**2
-    flat = fields.reshape(-1)
-
-    def along_row(at):
-        left = flat[at]
-        return left + x * (flat[at + 1] - left)
-
-    top = along_row(at)
-    return top + y * (along_row(at + FIELD) - top)
-
-
-def _spline_basis(n, knots):
-    """(n, knots) weights of uniform cubic B-splines along n pixels: rows sum to 1, so smooth and bounded."""
-    t = np.abs(np.linspace(1, knots - 2, n)[:, None] - np.arange(knots))
-    return np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.maximum(2 - t, 0)**3 / 6).astype(np.float32)
+    at = row * FIELD + column + np.arange(len(glyphs), dtype=np.int32)[:, None, None] * FIELD ** 2
+    flat = glyphs.reshape(-1)
+    top, bottom = ((1 - x) * flat[i] + x * flat[i + 1] for i in (at, at + FIELD))
+    return (1 - y) * top + y * bottom
 
 
 @lru_cache(maxsize=1)
 def _glyphs():
-    """Distance fields (faces, 10, FIELD, FIELD) and half stroke widths (faces, 10), both in pixels."""
+    """Slightly blurred pictures (faces, 10, FIELD, FIELD) float32, ink 1 on -1: a threshold makes strokes of them."""
     from matplotlib import get_data_path  # here, for a quick import of npdiffusion.data
 
-    directory = Path(get_data_path()) / "fonts" / "ttf"
-    fields = np.stack([[_distance_field(directory / f"{name}.ttf", str(digit)) for digit in range(10)]
-                       for name in FONTS])
-    # A stroke of half width h and length l has area 2hl and an outline of 2l. The samples less than half a
-    # pixel from the outline make a band one pixel wide, so counting them measures its length.
-    half_widths = (fields > 0).sum((2, 3)) / (np.abs(fields) < 0.5).sum((2, 3))
-    return fields, half_widths.astype(np.float32)
+    glyphs = np.empty((len(FONTS), 10, FIELD, FIELD), np.float32)
+    for face, digit in np.ndindex(len(FONTS), 10):
+        font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"{FONTS[face]}.ttf"), 2 * DIGIT)
+        left, top, right, bottom = font.getbbox(str(digit))
+        font = font.font_variant(size=(2 * DIGIT) ** 2 / max(right - left, bottom - top))
+        left, top, right, bottom = font.getbbox(str(digit))
+        picture = Image.new("L", (FIELD, FIELD))
+        corner = (FIELD - left - right) / 2, (FIELD - top - bottom) / 2
+        ImageDraw.Draw(picture).text(corner, str(digit), fill=255, font=font)
+        glyphs[face, digit] = np.asarray(picture.filter(ImageFilter.GaussianBlur(1.2))) / np.float32(127.5) - 1
+    return glyphs
 
 
-def _distance_field(font, character):
-    """Signed distance in pixels to a glyph's outline, its centre of mass in the middle of the field."""
-    picture = Image.new("L", (256, 256))
-    face = ImageFont.truetype(font, 120)
-    ImageDraw.Draw(picture).text((128, 128), character, fill=255, font=face, anchor="mm")
-    ink = np.asarray(picture) > 127
-    inside = ink[1:-1, 1:-1]
-    neighbours = ink[:-2, 1:-1] & ink[2:, 1:-1] & ink[1:-1, :-2] & ink[1:-1, 2:]
-    outline = np.argwhere(inside & ~neighbours) + 1
-    scale = DIGIT / (np.ptp(outline, 0).max() + 1)                 # pixels of a digit per pixel drawn
-    axis = (np.arange(FIELD) - (FIELD - 1) / 2) * STEP / scale
-    points = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2) + np.argwhere(ink).mean(0)
-    squared = (points**2).sum(1)[:, None] + (outline**2).sum(1) - 2 * points @ outline.T
-    distance = np.sqrt(np.maximum(squared.min(1), 0))
-    row, column = np.clip(np.rint(points).astype(int), 0, 255).T
-    signed = np.where(ink[row, column], distance + 0.5, 0.5 - distance)
-    return (scale * signed).reshape(FIELD, FIELD).astype(np.float32)
+class SyntheticMicrographs(Micrographs):
+    """``n`` drawn pictures that look somewhat like neural tissue under the electron microscope; ``seed`` fixes all.
+
+    Cells are the regions of a Voronoi diagram (Worley 1996) over smoothly warped coordinates, membranes its borders;
+    in some cells lies a mitochondrion, an ellipse with a dark rim and stripes (cristae); grain lies over all.
+
+    Raises ValueError for n < 1 or sides below 32 pixels.
+    """
+
+    def __init__(self, n, size=(1024, 1024), seed=0):
+        if n < 1 or min(size) < 32:
+            raise ValueError(f"expected n >= 1 pictures of at least 32×32 pixels, got n={n}, size={size}")
+        rng = np.random.default_rng(seed)
+        images, masks = zip(*(_draw_micrograph(*size, rng) for _ in range(n)))
+        super().__init__(np.stack(images), np.stack(masks), [f"synthetic-{i:02d}" for i in range(n)])
+
+
+def _draw_micrograph(height, width, rng):
+    """One micrograph (height, width) uint8, and where its mitochondria are."""
+    y, x = np.mgrid[:height, :width].astype(np.float32) + [_smooth(height, width, 60, 17, rng) for _ in range(2)]
+    rows, columns = height // CELL + 4, width // CELL + 4  # a rim of two cells beyond each edge
+    seeds = np.mgrid[:rows, :columns].reshape(2, -1).T - 1.5 + rng.uniform(-0.45, 0.45, (rows * columns, 2))
+    seeds = (seeds * CELL).astype(np.float32)
+
+    def box(sy, sx, reach):  # around a seed, with all pixels that are less than ``reach`` from it after warping
+        return tuple(slice(max(0, int(v) - reach - 60), max(0, int(v) + reach + 60)) for v in (sy, sx))
+
+    first, second = np.full((2, height, width), 1e3, np.float32)  # distances to the nearest seeds
+    for sy, sx in seeds:
+        b = box(sy, sx, 2 * CELL)
+        distance = np.hypot(y[b] - sy, x[b] - sx)
+        second[b] = np.minimum(second[b], np.maximum(first[b], distance))
+        first[b] = np.minimum(first[b], distance)
+    border = second - first  # about twice the distance to the membrane
+
+    image, mask = 172 + _smooth(height, width, 100, 12, rng) + _smooth(height, width, 8, 12, rng), border < 0
+    for sy, sx in seeds[rng.random(len(seeds)) < 0.2]:
+        b, long, short, angle = box(sy, sx, 50), rng.uniform(24, 48), rng.uniform(15, 25), rng.uniform(0, np.pi)
+        dy, dx = y[b] - sy, x[b] - sx
+        along, across = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
+        radius = np.hypot(along / long, across / short)
+        inside = (radius < 1) & (border[b] > 10)
+        stripes = np.sin(along * (2 * np.pi / rng.uniform(8, 13)) + 0.06 * across + image[b] / 6)
+        filling = 104 + 18 * stripes * (radius < 0.8) - 50 * np.exp(-((radius - 0.95) / 0.07) ** 2)
+        image[b] = np.where(inside, filling + 0.4 * (image[b] - 172), image[b])
+        mask[b] |= inside
+    image -= 125 * np.exp(-(border / 7) ** 2) * ~mask
+    image += _smooth(height, width, 2, 9, rng)
+    return np.rint(np.clip(image, 0, 255)).astype(np.uint8), mask
+
+
+def _smooth(height, width, wavelength, deviation, rng):
+    """A smooth random field (height, width) float32: normal knots every ``wavelength`` pixels, bicubic between."""
+    knots = rng.normal(0, deviation, (height // wavelength + 4, width // wavelength + 4)).astype(np.float32)
+    box = (1, 1, 1 + width / wavelength, 1 + height / wavelength)
+    return np.asarray(Image.fromarray(knots).resize((width, height), Image.Resampling.BICUBIC, box=box))
