@@ -7,6 +7,7 @@ import collections
 import sys
 import types
 import unittest
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from npdiffusion import functional as F
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; nothing here needs it but these comparisons")
 sys.modules.setdefault("expecttest", types.SimpleNamespace(TestCase=unittest.TestCase))  # what PyTorch's tests need
-methods = pytest.importorskip("torch.testing._internal.common_methods_invocations")
-torch.backends.__allow_nonbracketed_mutation_flag = True  # which that forbids, for the tests after this one
+with mock.patch.object(torch.backends, "disable_global_flags", lambda: None):  # for the tests after these
+    methods = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
 OURS = {"view": F.reshape, "__getitem__": F.getitem,
         "where": lambda x, condition, y: F.where(condition, x, y),  # in the order of the samples
