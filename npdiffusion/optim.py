@@ -39,13 +39,9 @@ class Optimizer:
 
     def _follow(self):
         """Bring the state to where the parameters are now, if they were moved or converted."""
-        weights, state = [p.data for p in self.parameters], [getattr(self, name) for name in self.buffers]
-        if len({array_module(w) for w in weights}) > 1:
-            raise ValueError(f"{type(self).__name__} expects all parameters on one device: move the model as a whole")
-        if device_of(self.rate) != device_of(weights[0]) or not all(_alike(arrays, weights) for arrays in state):
-            self.rate, self.steps = to_device(self.rate, weights[0]), to_device(self.steps, weights[0])
-            for name, arrays in zip(self.buffers, state):
-                setattr(self, name, _brought(arrays, weights))
+        self.rate, self.steps = (_brought(a, self.parameters[0].data, a.dtype) for a in (self.rate, self.steps))
+        for name in self.buffers:
+            setattr(self, name, [_brought(a, p.data, p.dtype) for a, p in zip(getattr(self, name), self.parameters)])
 
     @property
     def lr(self):
@@ -67,15 +63,15 @@ class Optimizer:
         self._follow()
         moved = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         if moved:
-            weights, grads = [self.parameters[i].data for i in moved], [_gradient(self.parameters[i]) for i in moved]
+            weights, grads = [self.parameters[i].data for i in moved], [self.parameters[i].grad for i in moved]
             state = [[getattr(self, name)[i] for i in moved] for name in self.buffers]
             self.update(kernels(weights[0]), weights, grads, *state, [self.steps[i, ...] for i in moved])
 
     def state_dict(self):
-        """{name: array or number} to go on from; the arrays are the optimiser's own."""
+        """{name: array} to go on from; the arrays are the optimiser's own."""
         self._follow()
         arrays = {f"{name}.{i}": a for name in self.buffers for i, a in enumerate(getattr(self, name))}
-        return {"steps": self.steps, "lr": self.lr, **arrays}
+        return {"steps": self.steps, "lr": np.asarray(self.lr), **arrays}
 
     def load_state_dict(self, state):
         """Take over what ``state_dict`` gave; KeyError or ValueError if it is of other parameters."""
@@ -83,15 +79,14 @@ class Optimizer:
         if set(own) != set(state):
             raise KeyError(f"optimiser state does not fit: missing {sorted(set(own) - set(state))}, "
                            f"unexpected {sorted(set(state) - set(own))}")
-        state = {name: a if hasattr(a, "dtype") else np.asarray(a) for name, a in state.items()}
-        if not state["steps"].shape:  # version 0.1 counted once for all parameters
-            state["steps"] = np.broadcast_to(state["steps"], len(self.steps))
+        if not np.shape(state["steps"]):  # version 0.1 counted once for all parameters
+            state = {**state, "steps": np.full(len(self.steps), state["steps"])}
         for name, a in own.items():
-            if np.shape(a) != state[name].shape:
-                raise ValueError(f"optimiser state {name}: expected shape {np.shape(a)}, got {state[name].shape}")
-        self.lr = float(state.pop("lr"))
-        for name, saved in state.items():
-            own[name][...] = to_device(saved, own[name])
+            if a.shape != np.shape(state[name]):
+                raise ValueError(f"optimiser state {name}: expected shape {a.shape}, got {np.shape(state[name])}")
+        self.lr = float(state["lr"])
+        for name in own.keys() - {"lr"}:
+            own[name][...] = to_device(state[name], own[name])
 
 
 class SGD(Optimizer):
@@ -147,30 +142,20 @@ def clip_grad_norm_(parameters, max_norm):
     """
     _check_numbers("clip_grad_norm_", max_norm=max_norm)
     parameters = _tensors("clip_grad_norm_", [parameters] if isinstance(parameters, Tensor) else parameters)
-    grads = [_gradient(p) for p in dict.fromkeys(parameters) if p.grad is not None]
+    grads = [p.grad for p in dict.fromkeys(parameters) if p.grad is not None]
     return kernels(grads[0]).clip_grad_norm(grads, max_norm) if grads else 0.0
 
 
 def _tensors(name, parameters):
     """A list of them; TypeError for what could have no gradient."""
-    if isinstance(parameters, (Tensor, dict, set)) or hasattr(parameters, "parameters"):
-        raise TypeError(f"{name}: params should be an iterable of Tensors, as model.parameters() is, "
-                        f"got a {type(parameters).__name__}")
-    parameters = list(parameters)
+    whole = isinstance(parameters, (Tensor, dict, set)) or hasattr(parameters, "parameters")
+    parameters = [parameters] if whole else list(parameters)
     for p in parameters:
-        if not isinstance(p, Tensor) or p.dtype.kind != "f":
-            what = f"a Tensor of {p.dtype}" if isinstance(p, Tensor) else f"a {type(p).__name__}"
-            raise TypeError(f"{name}: params should be floating-point Tensors, got {what} (for groups of them make an "
-                            "optimiser each)")
+        if whole or not isinstance(p, Tensor) or p.dtype.kind != "f":
+            raise TypeError(f"{name}: params should be an iterable of Tensors with a floating dtype, as is "
+                            f"model.parameters() (make an optimiser for each group of parameters), got a "
+                            f"{type(p).__name__} {getattr(p, 'dtype', '')}")
     return parameters
-
-
-def _gradient(p):
-    """The gradient of a Tensor, which users may have set."""
-    if array_module(p.grad) is not array_module(p.data) or p.grad.shape != p.shape:
-        raise ValueError(f"expected a gradient of shape {p.shape} on {p.device}, as its Tensor, got one of shape "
-                         f"{p.grad.shape} on {device_of(p.grad)}")
-    return p.grad
 
 
 def _check_numbers(name, **numbers):
@@ -207,38 +192,34 @@ class EMA:
         averages = dict(zip(self.module.parameters(), self.averages))
         return {name: averages[p] for name, p in self.module.named_parameters(remove_duplicate=False)}
 
-    def _pairs(self):
-        """The averages, brought to where the parameters are now, and the parameters: two lists of arrays."""
+    def _follow(self):
+        """Bring the averages to where the parameters are now; returns both, lists of arrays."""
         weights = [p.data for p in self.module.parameters()]
-        if weights and device_of(self.updates) != device_of(weights[0]) or not _alike(self.averages, weights):
-            self.updates, self.averages = to_device(self.updates, weights[0]), _brought(self.averages, weights)
+        self.updates = _brought(self.updates, weights[0], self.updates.dtype)
+        self.averages = [_brought(a, w, w.dtype) for a, w in zip(self.averages, weights, strict=True)]
         return self.averages, weights
 
     def update(self):
         """Take the parameters' present values into the average."""
-        averages, weights = self._pairs()
-        kernels(*weights[:1]).ema(averages, weights, self.updates, self.decay)
+        averages, weights = self._follow()
+        kernels(weights[0]).ema(averages, weights, self.updates, self.decay)
 
     def swap(self):
         """Exchange averages and parameters; call again to change back."""
-        for s, w in zip(*self._pairs()):
+        for s, w in zip(*self._follow()):
             s[...], w[...] = w.copy(), s.copy()
 
     def load(self, weights, updates=0):
         """Copy averages (a state_dict, of any device) into these, and their count; KeyError if the names differ."""
         if set(weights) != set(self.weights):
             raise KeyError(f"averages do not fit: expected {sorted(self.weights)}, got {sorted(weights)}")
-        self._pairs()
+        self._follow()
         self.updates.fill(updates)
         for name, average in self.weights.items():
             average[...] = to_device(weights[name], average)
 
 
-def _alike(arrays, places):
-    """Whether the arrays are of the dtypes of those in ``places``."""
-    return all(a.dtype == place.dtype for a, place in zip(arrays, places, strict=True))
-
-
-def _brought(arrays, places):
-    """The arrays, each on the device and of the dtype of the one in ``places``."""
-    return [to_device(a, place).astype(place.dtype, copy=False) for a, place in zip(arrays, places)]
+def _brought(array, place, dtype):
+    """The array on the device of ``place`` and of a dtype: itself if it is so already."""
+    there = device_of(array) == device_of(place) and array.dtype == dtype
+    return array if there else to_device(array, place).astype(dtype)

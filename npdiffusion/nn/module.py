@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from reprlib import recursive_repr
+from itertools import chain
 
 import numpy as np
 
@@ -37,39 +37,23 @@ class Module:
         return self.forward(*args, **kwargs)
 
     def named_children(self):
-        """(name, module) of the modules directly in this one, in the order they were set, each once."""
-        first = {}
-        for name, module in self._children():
-            first.setdefault(module, name)
-        return ((name, module) for module, name in first.items())
-
-    def _children(self):
-        return [(name, value) for name, value in vars(self).items() if isinstance(value, Module)]
-
-    def named_modules(self, prefix="", remove_duplicate=True):
-        """(dotted name, module) of this module, called ``prefix``, and all below it: each once, or under all names."""
-        def walk(name, module, seen):
-            if module not in seen:  # nor if a module contains itself
-                seen = seen if remove_duplicate else set(seen)
-                seen.add(module)
-                yield name, module
-                for key, child in module._children():
-                    yield from walk(f"{name}.{key}" if name else key, child, seen)
-
-        return walk(prefix, self, set())
+        """(name, module) of the modules directly in this one, in the order they were set."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
     def modules(self):
         """This module and all below it, each once."""
-        return (module for _, module in self.named_modules())
+        below = (module for _, child in self.named_children() for module in child.modules())
+        return iter(dict.fromkeys([self, *below]))
 
     def named_parameters(self, prefix="", remove_duplicate=True):
         """(dotted name, Parameter) of everything that is trained here and below: each once, or under all its names."""
-        seen = set()
-        for path, module in self.named_modules(prefix, remove_duplicate):
-            for name, value in vars(module).items():
-                if isinstance(value, Parameter) and not (remove_duplicate and value in seen):
-                    seen.add(value)
-                    yield f"{path}.{name}" if path else name, value
+        prefix, seen = f"{prefix}." if prefix else "", set()
+        own = ((prefix + name, value) for name, value in vars(self).items() if isinstance(value, Parameter))
+        below = (child.named_parameters(prefix + name, remove_duplicate) for name, child in self.named_children())
+        for name, parameter in chain(own, *below):
+            if not (remove_duplicate and parameter in seen):
+                seen.add(parameter)
+                yield name, parameter
 
     def parameters(self):
         """The Parameters, in the order of ``named_parameters``."""
@@ -158,9 +142,8 @@ class Module:
         for name, array in arrays.items():
             own[name].data[...] = to_device(array, own[name].data)
 
-    @recursive_repr()
     def __repr__(self):
-        inside = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self._children())
+        inside = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children())
         return f"{type(self).__name__}({self.extra_repr()}{inside}" + ("\n)" if inside else ")")
 
     def extra_repr(self):
@@ -190,10 +173,10 @@ class ModuleList(Module):
         return self
 
     def __len__(self):
-        return len(self._children())
+        return sum(1 for _ in self.named_children())
 
     def __iter__(self):
-        return (child for _, child in self._children())
+        return (child for _, child in self.named_children())
 
     def __getitem__(self, index):
         return list(self)[index]
