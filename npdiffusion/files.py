@@ -1,7 +1,7 @@
 """Writing files whole or not at all."""
 
+import glob
 import os
-import re
 import secrets
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,15 +30,13 @@ def atomic_write(path):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_overs(path)
         with _new_temporary(path) as file:
             temporary = file.name
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if flock:  # while it is locked
-                os.replace(temporary, path)
-        if not flock:  # Windows renames no open file
+            if not flock:  # Windows renames no open file
+                file.close()
             os.replace(temporary, path)
     except BaseException as error:
         if temporary and os.path.exists(temporary):
@@ -50,22 +48,15 @@ def atomic_write(path):
 
 
 def _new_temporary(path):
-    """A new file beside ``path``, locked as long as it is open, which outlives no process."""
+    """A new file beside ``path``, locked as long as it is open. Those of dead writers, which can be locked, go."""
+    for left in path.parent.glob(glob.escape(f".{path.name}.") + "[0-9a-f]" * 8 + ".tmp") if flock else ():
+        with suppress(OSError), open(left, "r+b") as file:
+            flock(file, LOCK_EX | LOCK_NB)
+            left.unlink()
     while True:
         file = open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), "xb")
         with suppress(OSError):  # a file system without locks, on which nobody will get it
-            flock and flock(file.fileno(), LOCK_EX)
+            flock and flock(file, LOCK_EX)
         if os.path.exists(file.name):  # not removed by another writer before it was locked
             return file
         file.close()
-
-
-def _remove_left_overs(path):
-    """The temporary files of writers to ``path`` that are dead: those that can be locked."""
-    ours = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\.tmp")
-    with suppress(OSError):  # the directory cannot be listed
-        for entry in os.scandir(path.parent):
-            if flock and ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                with suppress(OSError), open(entry.path, "r+b") as file:
-                    flock(file.fileno(), LOCK_EX | LOCK_NB)
-                    os.unlink(entry.path)

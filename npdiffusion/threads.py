@@ -21,16 +21,8 @@ _workers = 0
 _lock = threading.RLock()  # for counting workers, and who wants one BLAS thread
 _cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # to place threads on
 _num_threads = min(8, len(_cores) or os.cpu_count() or 1)  # more would mostly wait for Python's lock
+_local = threading.local()  # scratch buffers
 LINE = 64  # bytes of a cache line: a vector of AVX-512 that crosses two is read twice
-
-
-class _Local(threading.local):
-    """Of each thread: how many one_blas_thread it is inside, whether it is kept on a core, and scratch buffers."""
-
-    wants_one, pinned = 0, False
-
-
-_local = _Local()
 
 
 def get_num_threads():
@@ -52,26 +44,21 @@ class one_blas_thread(ContextDecorator):
     The first to enter tells BLAS, the last to leave tells it what held before.
     """
 
-    inside, before = 0, ()
+    inside, before = [], ()  # the threads (more than once, where they enter again); libraries and numbers
 
     def __enter__(self):
         with _lock:
-            _local.wants_one += 1
-            one_blas_thread.inside += 1
-            if self.inside == 1:
+            self.inside.append(threading.get_ident())
+            if len(self.inside) == 1:
                 one_blas_thread.before = [(library, n) for library in blas() if (n := library.get_num_threads()) != 1]
                 self.tell([(library, 1) for library, _ in self.before])
 
     def __exit__(self, *exc):
         with _lock:
-            _local.wants_one -= 1
-            self.leave(1)
-
-    @classmethod
-    def leave(cls, count):
-        cls.inside -= count
-        if count and not cls.inside:
-            cls.tell(cls.before)
+            self.inside.remove(threading.get_ident())
+            if not self.inside:
+                self.tell(self.before)
+                one_blas_thread.before = ()
 
     @staticmethod
     def tell(numbers):
@@ -131,13 +118,11 @@ def _on_core(i):
     alone = len(_cores) != _num_threads or os.sched_getaffinity(0) != set(_cores)
     if not alone:
         os.sched_setaffinity(0, {_cores[i]})
-        _local.pinned = True
     try:
         yield
     finally:
         if not alone:
             os.sched_setaffinity(0, _cores)
-            _local.pinned = False
 
 
 def _hire(n):
@@ -158,13 +143,12 @@ def _work(i):
 
 
 def _in_child():
-    """Of a fork, which has only the thread that forked: no workers, nobody else in a kernel, and all cores."""
+    """Of a fork, which has only the thread that forked: no workers, and nobody else in a kernel."""
     global _tasks, _workers
     _tasks, _workers = queue.SimpleQueue(), 0
-    one_blas_thread.leave(one_blas_thread.inside - _local.wants_one)
-    if _local.pinned:
-        os.sched_setaffinity(0, _cores)
-        _local.pinned = False
+    one_blas_thread.inside[:] = [thread for thread in one_blas_thread.inside if thread == threading.get_ident()]
+    if not one_blas_thread.inside:
+        one_blas_thread.tell(one_blas_thread.before)
     _lock.release()
 
 

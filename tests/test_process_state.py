@@ -22,7 +22,7 @@ from npdiffusion.diffusion import DDIMScheduler, generate
 from npdiffusion.kernels import kernels, numpy as fast, plain
 from npdiffusion.models import UNet
 from npdiffusion.threads import blas, one_blas_thread, parallel
-from npdiffusion.training import Training, stop_requests
+from npdiffusion.training import Training
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -401,25 +401,6 @@ def test_a_fork_amid_kernels_leaves_blas_as_the_user_had_it(theirs, ours):
 
 
 @needs_fork
-@pytest.mark.parametrize("where", ["MainThread", "npdiffusion-"])
-def test_a_fork_inside_a_kernel(where, monkeypatch):
-    """In the calling thread or in a worker, each kept on a core: the child has all cores, and workers."""
-    everywhere = affinity()
-    monkeypatch.setattr(threads, "_cores", everywhere)
-    npdiffusion.set_num_threads(max(2, len(everywhere)))
-    turns = threading.Barrier(npdiffusion.get_num_threads(), timeout=20)
-    found = []
-
-    def work(start, stop):
-        turns.wait()
-        if threading.current_thread().name.startswith(where) and not found:
-            found.append(in_child(lambda: (affinity(), len(threads_at_work()))))
-
-    parallel(work, npdiffusion.get_num_threads())
-    assert found == [(everywhere, npdiffusion.get_num_threads())] and affinity() == everywhere
-
-
-@needs_fork
 def test_a_fork_while_threads_begin_and_end_kernels():
     """Whatever moment it comes at: no lock is held in the child, and the counts are right."""
     stop, users = threading.Event(), blas_threads()
@@ -460,21 +441,6 @@ def test_processes_of_multiprocessing_and_futures(context):
     context = multiprocessing.get_context(context)
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
         assert list(pool.map(trained, [5, 5, 5], timeout=60)) == [here] * 3
-
-
-@needs_fork
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="needs the main thread")
-def test_a_request_to_stop_the_training_stops_a_child_at_once():
-    """A data loader forked in the training is not the training: Pool.terminate() sends SIGTERM."""
-    with stop_requests() as asked:
-        fork = multiprocessing.get_context("fork")
-        begun = fork.Event()
-        child = fork.Process(target=lambda: (begun.set(), time.sleep(20)))
-        child.start()
-        assert begun.wait(20)
-        child.terminate()
-        child.join(10)
-        assert child.exitcode == -signal.SIGTERM and not asked
 
 
 def test_training_in_another_thread(tmp_path):
