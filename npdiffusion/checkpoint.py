@@ -59,8 +59,7 @@ def load_file(path):
         raise FileNotFoundError(f"no checkpoint at {path}: check the name, or save one first") from error
     try:
         tensors = safetensors.load(data)
-        header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
-        texts = header.get("__metadata__", {})
+        texts = json.loads(data[8:8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         text = texts.get("npdiffusion", "{}")
         metadata = json.loads(text)
     except SafetensorError as error:

@@ -10,7 +10,6 @@ gradient of the result into the gradients of its inputs. That closure is all the
 
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from inspect import isgeneratorfunction
 from operator import attrgetter, index
 
 import numpy as np
@@ -34,11 +33,6 @@ class no_grad(ContextDecorator):
 
     def __exit__(self, *exc):
         _no_grads.set(_no_grads.get() - 1)
-
-    def __call__(self, function):
-        if isgeneratorfunction(function):  # its body would run outside
-            raise TypeError(f"no_grad cannot decorate the generator function {function.__name__}: use it inside")
-        return super().__call__(function)
 
 
 class Node:
@@ -76,8 +70,6 @@ class Tensor:
         elif isinstance(data, np.generic):  # before float: np.float64 is one, and what an op makes of 0-d arrays
             data = np.asarray(data)
         elif isinstance(data, (bool, int, float, list, tuple)):
-            if _holds_tensor(data):
-                raise TypeError("a Tensor is not made of Tensors, which would cut their graph; use stack() or cat()")
             data = np.asarray(data)
             if data.dtype == np.float64:
                 data = data.astype(np.float32)
@@ -191,10 +183,6 @@ class Tensor:
             _add_to_leaf(self, grad, others=[grad])
         else:
             _walk_back(self.node, grad)
-
-
-def _holds_tensor(data):
-    return isinstance(data, Tensor) or isinstance(data, (list, tuple)) and any(map(_holds_tensor, data))
 
 
 def _walk_back(root, grad):

@@ -155,16 +155,13 @@ class Training:
 
     @contextmanager
     def averaged(self):
-        """Context in which the model has the averaged weights and is in evaluation mode, for all threads."""
-        modes = [(module, module.training) for module in self.model.modules()]
+        """Context in which the model has the averaged weights and is, for this thread, in evaluation mode."""
         self.ema.swap()
-        self.model.eval()
         try:
-            yield self.model
+            with self.model.evaluating():
+                yield self.model
         finally:
             self.ema.swap()
-            for module, mode in modes:
-                module.training = mode
 
     def write(self, out, report=None, title=""):
         """Call ``report``, then write checkpoint, averaged weights, log and loss curve."""

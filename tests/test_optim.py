@@ -177,10 +177,10 @@ WRONG = {  # what is given: (error of optimisers, error of clip_grad_norm_, word
     "None": (lambda: [None], TypeError, TypeError, "got a NoneType"),
     "number": (lambda: 3, TypeError, TypeError, "iterable"),
     "integers": (lambda: [Tensor([1, 2])], TypeError, TypeError, "got a Tensor int64"),
-    "non-leaf": (lambda: [parameter(1.0) * 2], ValueError, None, "can't optimize a non-leaf Tensor"),
-    "twice": (lambda: [parameter(1.0)] * 2, ValueError, None, "a parameter twice"),
-    "nothing": (list, ValueError, None, "no parameters"),
-    "used up": (used_up, ValueError, None, "no parameters"),
+    "non-leaf": (lambda: [parameter(1.0) * 2], ValueError, None, "each once, none a non-leaf"),
+    "twice": (lambda: [parameter(1.0)] * 2, ValueError, None, "each once, none a non-leaf"),
+    "nothing": (list, ValueError, None, "got 0"),
+    "used up": (used_up, ValueError, None, "got 0"),
 }
 
 
