@@ -27,10 +27,10 @@ class Optimizer:
 
     def __init__(self, parameters, lr):
         self.parameters = _tensors(type(self).__name__, parameters)
-        once = len(set(self.parameters)) == len(self.parameters) > 0
-        if not once or not all(p.is_leaf for p in self.parameters):
+        count, different = len(self.parameters), len(set(self.parameters))
+        if not count == different > 0 or not all(p.is_leaf for p in self.parameters):
             raise ValueError(f"{type(self).__name__} expects parameters, each once, none a non-leaf Tensor, which was "
-                             f"computed from others: got {len(self.parameters)}, {len(set(self.parameters))} different")
+                             f"computed from others: got {count}, {different} different")
         self.rate, self.steps = np.zeros(()), np.zeros(len(self.parameters), np.int64)
         for name in self.buffers:
             setattr(self, name, [array_module(p.data).zeros_like(p.data) for p in self.parameters])

@@ -138,8 +138,7 @@ class Training:
 
         if batch is None:
             if cuda_graph:
-                raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to "
-                                 "step")
+                raise ValueError("fit(cuda_graph=True) needs batch=, which makes what changes from step to step")
             return descend
         step = captured(descend, self.model) if cuda_graph else descend
         return lambda index: step(*(to_device(a, self.model.device) for a in batch(index)))

@@ -244,8 +244,8 @@ def test_numpys_protocol_of_arrays(cupy):
 
 def test_nothing_becomes_an_array_unasked():
     x, a = leaf(3), np.ones(3)
-    for bad in ([x, x], (x.detach(),), [[1.0, Tensor(2.0)]]):
-        with pytest.raises(TypeError, match="stack"):
+    for bad in ([x, x], (x * 2,), [[1.0, x.sum()]]):  # which would cut their graph
+        with pytest.raises(RuntimeError, match="requires gradients"):
             Tensor(bad)
     for f in (np.maximum, np.add):
         for args in ((x.detach(), a), (a, x.detach())):
