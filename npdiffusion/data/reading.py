@@ -47,14 +47,14 @@ class Frame(NamedTuple):
         if values.ndim == 3:
             return values @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow
         if values.dtype.kind == "f":
-            return values
+            return values.astype(np.promote_types(values.dtype, np.float32))  # float16 overflows soon
         return (values - values.min()).view(f"u{values.itemsize}")  # exact: signed differences wrap around
 
     def grey(self):
         """(H, W) uint8. More than 8 bits are stretched: the darkest thousandth becomes 0, the brightest 255."""
         values = self.luminance()
         if values.dtype == np.uint8:
-            return values
+            return values.astype(np.promote_types(values.dtype, np.float32))  # float16 overflows soon
         half = np.float64(0.5)  # differences of halves cannot overflow
         low = half * np.quantile(values, 0.001, method="higher")
         high = half * np.quantile(values, 0.999, method="lower")
