@@ -10,6 +10,7 @@ gradient of the result into the gradients of its inputs. That closure is all the
 
 from contextlib import ContextDecorator
 from contextvars import ContextVar
+from inspect import isgeneratorfunction
 from operator import attrgetter, index
 
 import numpy as np
@@ -33,6 +34,11 @@ class no_grad(ContextDecorator):
 
     def __exit__(self, *exc):
         _no_grads.set(_no_grads.get() - 1)
+
+    def __call__(self, function):
+        if isgeneratorfunction(function):  # its body would run outside
+            raise TypeError(f"no_grad cannot decorate the generator function {function.__name__}: use it inside")
+        return super().__call__(function)
 
 
 class Node:

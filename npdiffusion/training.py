@@ -1,6 +1,7 @@
 """A training that shows its progress, saves itself, and goes on bit for bit where it was stopped."""
 
 import json
+import os
 import signal
 import time
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ class Training:
                 self.seconds += time.perf_counter() - started
                 bar.update(self.batch_size)
                 if not np.isfinite(mean):
-                    self.check_finite()
+                    self.check_finite(checkpoint)
                 if row:
                     self.log.append((self.step, self.seconds, mean, self.optimizer.lr))
                     bar.set_postfix(loss=f"{mean:.4f}")
@@ -138,7 +139,8 @@ class Training:
 
         if batch is None:
             if cuda_graph:
-                raise ValueError("fit(cuda_graph=True) needs batch=, which makes what changes from step to step")
+                raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to "
+                                 "step")
             return descend
         step = captured(descend, self.model) if cuda_graph else descend
         return lambda index: step(*(to_device(a, self.model.device) for a in batch(index)))
@@ -164,7 +166,7 @@ class Training:
 
     def write(self, out, report=None, title=""):
         """Call ``report``, then write checkpoint, averaged weights, log and loss curve."""
-        self.check_finite()
+        self.check_finite(out / "checkpoint.safetensors")
         try:
             if report:
                 with self.averaged():
@@ -184,17 +186,20 @@ class Training:
         return {"losses": np.array([float(x) for x in self.losses]), "log": np.reshape(self.log, (-1, 4)),
                 "order": self.order, **{f"{part}.{k}": a for part, some in parts.items() for k, a in some.items()}}
 
-    def check_finite(self):
-        """SystemExit if a loss or any of the state is NaN or infinite."""
+    def check_finite(self, path):
+        """SystemExit if a loss or any of the state is NaN or infinite: it does not replace what is at ``path``."""
         for name, a in self.arrays().items():
             if a.dtype.kind == "f" and not array_module(a).isfinite(a).all():
-                raise SystemExit(f"stopped at step {self.step} of {self.steps}: {name} went to NaN or infinity; the "
-                                 "checkpoint from before, if there is one, is unchanged. Look for such values in the "
-                                 "data, or try a smaller learning rate (--lr) with another --out")
+                if name == "losses":
+                    name = f"the loss of step {self.step - len(a) + np.isfinite(a).argmin() + 1}"
+                kept = f"{path}, from before, is unchanged" if Path(path).exists() else "nothing was saved before"
+                raise SystemExit(f"stopped at step {self.step} of {self.steps}: {name} is NaN or infinite; {kept}. "
+                                 "Look for such values in the data, or try a smaller learning rate (--lr) with another "
+                                 "--out")
 
     def save(self, path):
         """Write the checkpoint; SystemExit if something in it is NaN or infinite."""
-        self.check_finite()
+        self.check_finite(path)
         save_file(path, self.arrays(), {"settings": self.settings, "step": self.step, "seconds": self.seconds,
                                         "position": self.position, "ema_updates": int(self.ema.updates),
                                         "history": self.history, "generator": self.rng.bit_generator.state,
@@ -226,6 +231,8 @@ class Training:
 
 def check_settings(path, there, here):
     """SystemExit if the settings with which the file at ``path`` was written are not those of now."""
+    if there and "preset" in there and "preset" not in here:  # version 0.1, with paths, too: compare what both have
+        there, here = ({k: settings[k] for k in there if k in here} for settings in (there, here))
     if there != here:
         raise SystemExit(f"{path} was written with other settings.\n  there: {there}\n  here:  {here}\n"
                          "Give the same options, or another --out.")
@@ -248,9 +255,12 @@ def loss_curve(log, title):
 @contextmanager
 def stop_requests():
     """A list that Ctrl-C (or SIGTERM) adds to, so that the step in hand is finished first; a second one raises."""
-    requests = []
+    requests, process = [], os.getpid()
 
     def ask(number, frame):
+        if os.getpid() != process:  # the child of a fork, say one that loads data: not the training
+            signal.signal(number, before[number] or signal.SIG_DFL)
+            return signal.raise_signal(number)
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
@@ -263,4 +273,4 @@ def stop_requests():
         yield requests
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not Python's

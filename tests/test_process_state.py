@@ -22,7 +22,7 @@ from npdiffusion.diffusion import DDIMScheduler, generate
 from npdiffusion.kernels import kernels, numpy as fast, plain
 from npdiffusion.models import UNet
 from npdiffusion.threads import blas, one_blas_thread, parallel
-from npdiffusion.training import Training
+from npdiffusion.training import Training, stop_requests
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -444,3 +444,26 @@ def test_training_in_another_thread(tmp_path):
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         assert pool.submit(work).result() == 2
+
+
+def test_a_generator_function_is_not_decorated():
+    """Its body would run after the context was left."""
+    with pytest.raises(TypeError, match="no_grad cannot decorate the generator function numbers"):
+        @no_grad()
+        def numbers():
+            yield recording()
+
+
+@needs_fork
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="needs the main thread")
+def test_a_request_to_stop_the_training_stops_a_child_at_once():
+    """A data loader forked in the training is not the training: Pool.terminate() sends SIGTERM."""
+    with stop_requests() as asked:
+        fork = multiprocessing.get_context("fork")
+        begun = fork.Event()
+        child = fork.Process(target=lambda: (begun.set(), time.sleep(20)))
+        child.start()
+        assert begun.wait(20)
+        child.terminate()
+        child.join(10)
+        assert child.exitcode == -signal.SIGTERM and not asked

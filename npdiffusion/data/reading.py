@@ -54,7 +54,7 @@ class Frame(NamedTuple):
         """(H, W) uint8. More than 8 bits are stretched: the darkest thousandth becomes 0, the brightest 255."""
         values = self.luminance()
         if values.dtype == np.uint8:
-            return values.astype(np.promote_types(values.dtype, np.float32))  # float16 overflows soon
+            return values
         half = np.float64(0.5)  # differences of halves cannot overflow
         low = half * np.quantile(values, 0.001, method="higher")
         high = half * np.quantile(values, 0.999, method="lower")
