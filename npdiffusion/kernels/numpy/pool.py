@@ -5,8 +5,6 @@ import numpy as np
 from ...threads import parallel
 from .layout import channels_last, to_nchw
 
-__all__ = ["avg_pool2d", "avg_pool2d_backward", "max_pool2d", "max_pool2d_backward"]
-
 
 def _padded(x, out_size, kernel, stride, padding, dilation, value):
     """x (N, H, W, C) with ``value`` around it: padding in front, and behind it what the last window needs."""
