@@ -7,10 +7,6 @@ import numpy as np
 
 from ..tensor import Tensor
 
-__all__ = ["array", "arrays", "as_tensor", "axes_of", "axis_of", "check_affine", "check_float", "check_image",
-           "check_groups", "check_not_empty", "check_not_in_place", "check_probability", "check_tensor",
-           "conv_geometry", "ints", "needs", "of_images", "pair", "pool_geometry"]
-
 
 def as_tensor(x, like=None):
     """x as a Tensor. A Python number takes the floating dtype of ``like``, so that float32 stays float32."""
@@ -19,8 +15,8 @@ def as_tensor(x, like=None):
     if isinstance(x, np.generic) and x.ndim == 0:
         x = x.item()
     if like is not None and isinstance(x, (bool, int, float)):
-        fits = like.dtype.kind == "f" or like.dtype.kind in "iu" and not isinstance(x, float)
-        return Tensor(np.asarray(x, dtype=like.dtype)) if fits else Tensor(x)
+        if like.dtype.kind == "f" or like.dtype.kind in "iu" and not isinstance(x, float):
+            x = np.asarray(x, dtype=like.dtype)
     return Tensor(x)
 
 

@@ -10,8 +10,6 @@ from ._arguments import axis_of, check_float, check_not_in_place, check_probabil
 from .arithmetic import weighted
 from .shape import to
 
-__all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
-
 
 def relu(input, inplace=False):
     """max(input, 0); the gradient at 0 is 0."""

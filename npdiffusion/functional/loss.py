@@ -12,8 +12,6 @@ from .activation import log_softmax, softplus
 from .arithmetic import abs, mul, weighted
 from .reduction import mean, sum
 
-__all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "l1_loss", "mse_loss"]
-
 
 def _product(weight, x):
     """weight·x; where the weight is 0, x does not count, be it ∞ or NaN, nor does a gradient."""

@@ -9,8 +9,6 @@ from ._arguments import axes_of, axis_of, check_float, check_tensor
 from .arithmetic import maximum, minimum
 from .shape import to
 
-__all__ = ["max", "mean", "min", "sum", "var"]
-
 Extreme = namedtuple("Extreme", "values indices")
 
 

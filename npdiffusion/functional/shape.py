@@ -9,9 +9,6 @@ from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import axes_of, axis_of, check_float, check_tensor, ints
 
-__all__ = ["cat", "expand", "flatten", "getitem", "pad", "permute", "reshape", "squeeze", "stack", "transpose",
-           "unsqueeze"]
-
 
 def _ints(numbers):
     """reshape(2, 3) and reshape((2, 3)) mean the same."""

@@ -10,9 +10,6 @@ from ..functional._arguments import check_groups, ints, pair
 from ..random import default_generator
 from .module import Module, Parameter
 
-__all__ = ["AvgPool2d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "Flatten", "GELU", "GroupNorm", "Identity",
-           "LayerNorm", "Linear", "MaxPool2d", "ReLU", "Sigmoid", "SiLU", "Softplus", "Tanh", "Upsample"]
-
 
 def _uniform(shape, fan_in):
     """U(−1/√fan_in, 1/√fan_in), PyTorch's default (He et al. 2015 with a = √5)."""

@@ -9,12 +9,12 @@ from .layout import channels_last, to_nchw
 
 def _padded(x, size, kernel, stride, padding, dilation, value=0):
     """``plain.windows.padded``, over channels-last memory."""
-    image, inside = channels_last(x), (..., *(slice(p, p + n) for p, n in zip(padding, x.shape[2:])))
+    image, (h, w), (top, left) = channels_last(x), x.shape[2:], padding
     behind = [max(0, (o - 1) * s + d * (k - 1) + 1 - p - n)
               for o, k, s, p, d, n in zip(size, kernel, stride, padding, dilation, x.shape[2:])]
     if any(padding) or any(behind):
         image = np.pad(image, ((0, 0), *zip(padding, behind), (0, 0)), constant_values=value)
-    return to_nchw(image), inside
+    return to_nchw(image), (..., slice(top, top + h), slice(left, left + w))
 
 
 def max_pool2d(x, size, kernel, stride, padding, dilation):
