@@ -77,12 +77,12 @@ def gelu(input, approximate="none"):
 
 
 def softplus(input, beta=1.0, threshold=20.0):
-    """log(1 + e^βx)/β, computed as max(x, 0) + log(1 + e^−|βx|)/β; x itself where βx > threshold."""
+    """log(1 + e^βx)/β, computed as (max(βx, 0) + log(1 + e^−|βx|))/β; x itself where βx > threshold."""
     check_float("softplus", input=input)
     x, beta = input.data, float(beta)
     xp = array_module(x)
     linear = beta * x > threshold
-    y = xp.where(linear, x, xp.logaddexp(beta * x, 0.0).astype(x.dtype, copy=False) / beta)
+    y = xp.where(linear, x, (xp.maximum(beta * x, 0) + xp.log1p(xp.exp(-xp.abs(beta * x)))) / beta)
     return record(y, "softplus", (input,), lambda g: (xp.where(linear, g, weighted(g, logistic(beta * x))),))
 
 
