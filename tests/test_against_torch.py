@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from npdiffusion import Tensor, use_kernels
+from npdiffusion import Tensor, gradcheck, use_kernels
 from npdiffusion import functional as F
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; nothing here needs it but these comparisons")
@@ -384,6 +384,17 @@ def test_cross_entropy(reduction, smoothing, weight):
         same("cross_entropy", normal(*shape), q.numpy(), **options)
         if labels.ndim:
             same("cross_entropy", normal(*shape), np.full_like(labels, -100), **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradients_for_the_weights_of_losses(reduction):
+    x, labels, target = Tensor(normal(4, 3)), Tensor(np.array([0, 2, 1, -100])), Tensor(normal(4, 3, positive=True))
+    weights = np.array([0.5, 1, 2])
+    double = x.double(), target.double()
+    assert gradcheck(lambda w: F.cross_entropy(
+        double[0], labels, w, reduction=reduction, label_smoothing=0.1), [weights])
+    assert gradcheck(lambda w, p: F.binary_cross_entropy_with_logits(
+        *double, w, reduction, pos_weight=p), [weights, weights[::-1]])
 
 
 # Defaults: each is left out once, and matters

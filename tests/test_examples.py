@@ -103,7 +103,7 @@ WRONG = [  # of each of these examples: options that do not do, and what is said
         ("--save-minutes -1", "--save-minutes: must be a number of at least 0"), ("--save-minutes nan", "got nan"),
         *((f"--lr {x}", f"--lr: must be a number above 0, got {x}") for x in ("nan", "0", "-1", "inf", "1e999"))]),
     (["train_diffusion", "train_classifier", "train_vae", "denoise_micrographs", "segment_mitochondria"],
-     "--channels 12 32", "channels must be multiples of 8"),
+     "--channels 12 32", "channels must be positive multiples of 8"),
     (["train_diffusion"], "--channels 8 16", "attention .* divide by 32"),
     *((["train_diffusion"], options, said) for options, said in [
         ("--blocks 0", "--blocks: must be at least 1"), ("--ema 2", "--ema: must be a number from 0 to below 1, got 2"),

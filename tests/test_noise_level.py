@@ -103,7 +103,7 @@ def test_the_network_survives_a_file(tmp_path):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="positive number of channels"):
+    with pytest.raises(ValueError, match="positive multiples"):
         NoiseLevelNet(channels=())
     with pytest.raises(ValueError, match=r"\(N, 1, H, W\), got \(2, 3, 8, 8\)"):
         net()(Tensor(normal(2, 3, 8, 8)))

@@ -139,9 +139,9 @@ def test_more_defaults(tmp_path):
 
 
 @pytest.mark.parametrize("build, message", [
-    (lambda: UNet(channels=(0,)), r"channels must be multiples of 8, got \(0,\)"),
-    (lambda: UNet(channels=(-8, 8)), "channels must be multiples of 8"),
-    (lambda: UNet(channels=()), "channels must be multiples of 8"),
+    (lambda: UNet(channels=(0,)), r"channels must be positive multiples of 8, got \(0,\)"),
+    (lambda: UNet(channels=(-8, 8)), "channels must be positive multiples of 8"),
+    (lambda: UNet(channels=()), "channels must be positive multiples of 8"),
     (lambda: UNet(blocks=0), "UNet: blocks must be at least 1, got 0"),
     (lambda: UNet(in_channels=0), "in_channels"),
     (lambda: UNet(out_channels=-1), "out_channels"),
@@ -150,7 +150,7 @@ def test_more_defaults(tmp_path):
     (lambda: VAE(size=0), "VAE: size"),
     (lambda: Classifier(num_classes=0), "num_classes"),
     (lambda: NoiseLevelNet(hidden=0), "hidden"),
-    (lambda: NoiseLevelNet(channels=(4, 0)), "positive number of channels"),
+    (lambda: NoiseLevelNet(channels=(4, 0)), "positive multiples"),
 ])
 def test_sizes_below_1(build, message):
     with pytest.raises(ValueError, match=message):

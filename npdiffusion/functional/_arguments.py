@@ -7,10 +7,6 @@ import numpy as np
 
 from ..tensor import Tensor
 
-__all__ = ["array", "arrays", "as_tensor", "axes_of", "axis_of", "check_affine", "check_float", "check_image",
-           "check_groups", "check_not_empty", "check_not_in_place", "check_probability", "check_tensor",
-           "conv_geometry", "ints", "needs", "of_images", "pair", "pool_geometry"]
-
 
 def as_tensor(x, like=None):
     """x as a Tensor. A Python number takes the floating dtype of ``like``, so that float32 stays float32."""
@@ -19,8 +15,8 @@ def as_tensor(x, like=None):
     if isinstance(x, np.generic) and x.ndim == 0:
         x = x.item()
     if like is not None and isinstance(x, (bool, int, float)):
-        fits = like.dtype.kind == "f" or like.dtype.kind in "iu" and not isinstance(x, float)
-        return Tensor(np.asarray(x, dtype=like.dtype)) if fits else Tensor(x)
+        if like.dtype.kind == "f" or like.dtype.kind in "iu" and not isinstance(x, float):
+            x = np.asarray(x, dtype=like.dtype)
     return Tensor(x)
 
 
@@ -181,7 +177,7 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
     Returns the result's size, then stride, padding in front (top, left), dilation (pairs), and groups. With a kernel of
     k taps that spans e = dilation·(k − 1) + 1 pixels,
 
-        size = ⌊(H + padding in front and behind − e)/stride⌋ + 1,
+        size = ⌊(H + 2·padding − e)/stride⌋ + 1, or H with padding="same",
         transposed: size = (H − 1)·stride − 2·padding + e + output_padding.
 
     Raises ValueError for shapes that do not fit, TypeError for different dtypes.
@@ -201,33 +197,24 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
     check_affine(op, (out_channels,), bias=bias)
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     span = [d * (k - 1) + 1 for d, k in zip(dilation, kernel)]
-    sides = input.shape[2:]
+    sides, name = input.shape[2:], padding if isinstance(padding, str) else None
     if transposed:
         front, extra = pair(padding, "padding", least=0), pair(output_padding, "output_padding", least=0)
         if any([e >= max(s, d) for e, s, d in zip(extra, stride, dilation)]):
             raise ValueError(f"output_padding must be smaller than stride or dilation, got {extra} with stride "
                              f"{stride} and dilation {dilation}")
         size = tuple([(n - 1) * s - 2 * p + e + x for n, s, p, e, x in zip(sides, stride, front, span, extra)])
+    elif name == "same":
+        if stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, got {stride}")
+        size, front = sides, tuple([(e - 1) // 2 for e in span])  # an odd pixel goes behind
     else:
-        front, behind = _padding(padding, stride, span)
-        size = tuple([(n + p + q - e) // s + 1 for n, p, q, e, s in zip(sides, front, behind, span, stride)])
+        front = pair(0 if name == "valid" else padding, "padding (other than 'same' or 'valid')", least=0)
+        size = tuple([(n + 2 * p - e) // s + 1 for n, p, e, s in zip(sides, front, span, stride)])
     if min(size) < 1:
         reason = "leaves no output" if transposed else f"makes it smaller than the kernel {tuple(kernel)}"
         raise ValueError(f"{op}: padding {padding!r} of an input {input.shape} {reason} with dilation {dilation}")
     return size, stride, front, dilation, groups
-
-
-def _padding(padding, stride, span):
-    """Padding in front and behind, for kernels that span so many pixels; "same" has its odd pixel behind."""
-    if not isinstance(padding, str):
-        return 2 * (pair(padding, "padding", least=0),)
-    if padding not in ("same", "valid"):
-        raise ValueError(f"padding must be an integer, a pair, 'same' or 'valid', got {padding!r}")
-    if padding == "same" and stride != (1, 1):
-        raise ValueError(f"padding='same' needs stride 1, got {stride}")
-    total = [e - 1 if padding == "same" else 0 for e in span]
-    front = tuple([t // 2 for t in total])
-    return front, tuple([t - f for t, f in zip(total, front)])
 
 
 def pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode):
@@ -246,7 +233,7 @@ def pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode):
     for n, k, s, p, d in zip(input.shape[2:], kernel, stride, padding, dilation):
         room = n + 2 * p - d * (k - 1) - 1
         steps = -(-room // s) if ceil_mode else room // s
-        size.append(steps if ceil_mode and steps * s >= n + p else steps + 1)
+        size.append(steps if steps * s >= n + p else steps + 1)
     if min(size) < 1:
         raise ValueError(f"{op}: an input of shape {input.shape} with padding {padding} is smaller than "
                          f"the kernel {kernel} with dilation {dilation}")

@@ -6,11 +6,9 @@ from ..device import array_module, device_of, to_device
 from ..kernels import kernels
 from ..random import default_generator
 from ..tensor import record
-from ._arguments import axis_of, check_float, check_not_in_place, check_probability, check_tensor
+from ._arguments import axis_of, check_float, check_not_in_place, check_probability
 from .arithmetic import weighted
-from .shape import reshape, to
-
-__all__ = ["dropout", "gelu", "log_softmax", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
+from .shape import to
 
 
 def relu(input, inplace=False):
@@ -79,38 +77,34 @@ def gelu(input, approximate="none"):
 
 
 def softplus(input, beta=1.0, threshold=20.0):
-    """log(1 + e^βx)/β, computed as max(x, 0) + log(1 + e^−|βx|)/β; x itself where βx > threshold."""
+    """log(1 + e^βx)/β, computed as (max(βx, 0) + log(1 + e^−|βx|))/β; x itself where βx > threshold."""
     check_float("softplus", input=input)
     x, beta = input.data, float(beta)
     xp = array_module(x)
     linear = beta * x > threshold
-    y = xp.where(linear, x, xp.logaddexp(beta * x, 0.0).astype(x.dtype, copy=False) / beta)
-    return record(y, "softplus", (input,), lambda g: (xp.where(linear, g, g * logistic(beta * x)),))
+    y = xp.where(linear, x, (xp.maximum(beta * x, 0) + xp.log1p(xp.exp(-xp.abs(beta * x)))) / beta)
+    return record(y, "softplus", (input,), lambda g: (xp.where(linear, g, weighted(g, logistic(beta * x))),))
 
 
 def softmax(input, dim, dtype=None):
     """e^x / Σ e^x along ``dim``, as ``dtype`` if given."""
-    check_tensor("softmax", input)
-    if not input.ndim:
-        return reshape(softmax(reshape(input, 1), dim, dtype), ())
-    input, dim = to(input, dtype), axis_of(dim, input.ndim)
+    input, dim = to(input, dtype, "softmax"), axis_of(dim, input.ndim)
     check_float("softmax", input=input)
-    y = kernels(input.data).softmax(input.data, dim)
-    return record(y, "softmax", (input,), lambda g: (kernels(g).softmax_backward(g, y, dim),))
+    x = input.data.reshape(input.shape or 1)  # a number as one of one
+    y = kernels(x).softmax(x, dim)
+    return record(y.reshape(input.shape), "softmax", (input,),
+                  lambda g: (kernels(g).softmax_backward(g.reshape(y.shape), y, dim),))
 
 
 def log_softmax(input, dim, dtype=None):
     """x − log Σ e^x along ``dim``, as ``dtype`` if given."""
-    check_tensor("log_softmax", input)
-    if not input.ndim:
-        return reshape(log_softmax(reshape(input, 1), dim, dtype), ())
-    input, dim = to(input, dtype), axis_of(dim, input.ndim)
+    input, axis = to(input, dtype, "log_softmax"), axis_of(dim, input.ndim)
     check_float("log_softmax", input=input)
-    x = input.data
+    x, axes = input.data, (axis,)[:input.ndim]  # a number has none
     xp = array_module(x)
-    shifted = x - x.max(dim, keepdims=True) if x.size else x
-    y = shifted - xp.log(xp.exp(shifted).sum(dim, keepdims=True))
-    return record(y, "log_softmax", (input,), lambda g: (g - xp.exp(y) * g.sum(dim, keepdims=True),))
+    shifted = x - x.max(axes, keepdims=True) if x.size else x
+    y = shifted - xp.log(xp.exp(shifted).sum(axes, keepdims=True))
+    return record(y, "log_softmax", (input,), lambda g: (g - weighted(g.sum(axes, keepdims=True), xp.exp(y)),))
 
 
 def dropout(input, p=0.5, training=True, inplace=False, generator=None):

@@ -9,9 +9,6 @@ from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import arrays, as_tensor, check_float, check_tensor, needs
 
-__all__ = ["abs", "add", "clamp", "div", "exp", "log", "maximum", "minimum", "mul", "neg", "pow", "sqrt", "sub",
-           "where"]
-
 
 def _operands(op, input, other):
     """Both as Tensors, and their arrays. A number, also one in a Tensor (), takes the other's dtype, and integers that
@@ -52,8 +49,10 @@ def mul(input, other):
 def div(input, other):
     """input / other."""
     a, b, x, y = _operands("div", input, other)
-    needs_dy = b.requires_grad
-    return record(_float(x / y, a, b), "div", (a, b), lambda g: (g / y, -g * x / (y * y) if needs_dy else None))
+    needs_dy, quotient = b.requires_grad, x / y
+    if a.dtype.kind != "f":  # nor is b's: NumPy divides integers into float64, PyTorch, and so we, into float32
+        quotient = quotient.astype("float32")
+    return record(quotient, "div", (a, b), lambda g: (g / y, -g * x / (y * y) if needs_dy else None))
 
 
 def neg(input):
@@ -173,8 +172,3 @@ def comparison(name):
         return Tensor(getattr(array_module(*(x for x in pair if hasattr(x, "dtype"))), name)(*pair))
 
     return compare
-
-
-def _float(y, a, b):
-    # NumPy divides integers into float64; PyTorch, and so we, into float32
-    return y if "f" in (a.dtype.kind, b.dtype.kind) else y.astype("float32")

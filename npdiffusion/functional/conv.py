@@ -4,8 +4,6 @@ from ..kernels import kernels
 from ..tensor import record
 from ._arguments import array, conv_geometry, needs, of_images
 
-__all__ = ["conv2d", "conv_transpose2d"]
-
 
 @of_images
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):

@@ -5,8 +5,6 @@ from ..kernels import kernels
 from ..tensor import record
 from ._arguments import array, check_affine, check_float, check_groups, check_not_empty, ints
 
-__all__ = ["group_norm", "group_norm_silu", "layer_norm"]
-
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     """(x − μ)/√(σ² + eps)·weight + bias over groups of channels (Wu & He 2018, eq. 1).

@@ -9,8 +9,6 @@ from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import check_float, of_images, pair, pool_geometry
 
-__all__ = ["avg_pool2d", "interpolate", "max_pool2d"]
-
 
 @of_images
 def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):

@@ -10,8 +10,6 @@ from ..tensor import record
 from ._arguments import array, as_tensor, check_affine, check_float, check_probability, check_tensor, needs
 from .activation import dropout_mask
 
-__all__ = ["embedding", "linear", "matmul", "scaled_dot_product_attention"]
-
 
 def matmul(input, other):
     """input @ other with NumPy's (and PyTorch's) rules: (…, n, k) @ (…, k, m) -> (…, n, m), vectors allowed.
@@ -87,7 +85,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
 
     Returns (…, L, V). As in PyTorch, a value that a mask hides is still multiplied by its weight 0: ∞ or NaN shows.
     """
-    op, scale = "scaled_dot_product_attention", None if scale is None else float(scale)
+    op = "scaled_dot_product_attention"
     check_float(op, query=query, key=key, value=value)
     if min(query.ndim, key.ndim, value.ndim) < 2 or query.shape[-1] != key.shape[-1] or (
             key.shape[-2] != value.shape[-2]):
@@ -102,7 +100,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
             raise TypeError(f"attention expects attn_mask of dtype bool or {query.dtype}, got {attn_mask.dtype}")
     check_probability(op, dropout_p)
     q, k, v, mask, need_mask = query.data, key.data, value.data, array(attn_mask), needs(attn_mask)[0]
-    xp, scale = array_module(q), 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale
+    xp, scale = array_module(q), 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
     if is_causal:
         mask = xp.tri(q.shape[-2], k.shape[-2], dtype=bool)
     dropped = None

@@ -9,8 +9,6 @@ from ._arguments import axes_of, axis_of, check_float, check_tensor
 from .arithmetic import maximum, minimum
 from .shape import to
 
-__all__ = ["max", "mean", "min", "sum", "var"]
-
 Extreme = namedtuple("Extreme", "values indices")
 
 
@@ -23,8 +21,7 @@ def _spread(g, x_shape, axes, keepdim):
 
 def sum(input, dim=None, keepdim=False, dtype=None):
     """Σ input over the axes ``dim`` (all by default), as ``dtype`` if given; integers add up as int64."""
-    check_tensor("sum", input)
-    input = to(input, dtype)
+    input = to(input, dtype, "sum")
     shape, axes = input.shape, axes_of(dim, input.ndim)
     dtype = None if input.dtype.kind == "f" else dtype or "int64"
     return record(input.data.sum(axes, dtype, keepdims=keepdim), "sum", (input,),
@@ -33,8 +30,7 @@ def sum(input, dim=None, keepdim=False, dtype=None):
 
 def mean(input, dim=None, keepdim=False, dtype=None):
     """The mean over the axes ``dim`` (all by default), as ``dtype`` if given."""
-    check_tensor("mean", input)
-    input = to(input, dtype)
+    input = to(input, dtype, "mean")
     check_float("mean", input=input)
     shape, axes = input.shape, axes_of(dim, input.ndim)
     count = math.prod([shape[a] for a in axes])
@@ -92,16 +88,11 @@ def _extreme(name, input, dim, keepdim):
     axis = axis_of(dim, x.ndim)
     if not x.ndim:
         return Extreme(input.reshape(()), Tensor(xp.zeros((), int)))
-    index = xp.expand_dims(getattr(x, "arg" + name)(axis), axis)
-    y = xp.take_along_axis(x, index, axis)
+    y, index = getattr(x, name)(axis, keepdims=keepdim), getattr(x, "arg" + name)(axis, keepdims=keepdim)
 
     def backward(g):
         dx = xp.zeros_like(x)
-        xp.put_along_axis(dx, index, g if keepdim else xp.expand_dims(g, axis), axis)
+        xp.put_along_axis(dx, *[a if keepdim else xp.expand_dims(a, axis) for a in (index, g)], axis)
         return (dx,)
 
-    if not keepdim:
-        values, indices = y.squeeze(axis), index.squeeze(axis)
-    else:
-        values, indices = y, index
-    return Extreme(record(values, name, (input,), backward), Tensor(indices))
+    return Extreme(record(y, name, (input,), backward), Tensor(index))

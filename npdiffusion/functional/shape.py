@@ -9,9 +9,6 @@ from ..kernels import kernels
 from ..tensor import Tensor, record
 from ._arguments import axes_of, axis_of, check_float, check_tensor, ints
 
-__all__ = ["cat", "expand", "flatten", "getitem", "pad", "permute", "reshape", "squeeze", "stack", "transpose",
-           "unsqueeze"]
-
 
 def _ints(numbers):
     """reshape(2, 3) and reshape((2, 3)) mean the same."""
@@ -28,8 +25,6 @@ def reshape(input, *shape):
 def flatten(input, start_dim=0, end_dim=-1):
     """Axes start_dim … end_dim as one."""
     check_tensor("flatten", input)
-    if input.ndim == 0:
-        return reshape(input, 1)
     first, last = axis_of(start_dim, input.ndim), axis_of(end_dim, input.ndim)
     if first > last:
         raise ValueError(f"flatten expects start_dim <= end_dim, got {start_dim} and {end_dim}")
@@ -165,11 +160,12 @@ def pad(input, pad, mode="constant", value=0.0):
     return record(y, "pad", (input,), backward)
 
 
-def to(input, target):
+def to(input, target, op="to"):
     """input on a device ("cpu", "cuda", "cuda:1") or, given a dtype, converted to it; input itself if it is so already.
 
-    The gradient goes back to where input was.
+    The gradient goes back to where input was. ``op`` is what errors call the op.
     """
+    check_tensor(op, input)
     x = input.data
     if is_device(target):
         y = to_device(x, target)

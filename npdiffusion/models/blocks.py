@@ -18,11 +18,11 @@ def check_sizes(network, **sizes):
     return [None if n is None else operator.index(n) for n in sizes.values()]
 
 
-def check_channels(network, channels):
+def check_channels(network, channels, groups=GROUPS):
     """The channels as a tuple of Python's integers; ValueError unless they can be normalised in groups."""
     channels = tuple(map(operator.index, channels))
-    if not channels or any(c < 1 or c % GROUPS for c in channels):
-        raise ValueError(f"{network}: channels must be multiples of {GROUPS}, got {channels}")
+    if not channels or any(c < 1 or c % groups for c in channels):
+        raise ValueError(f"{network}: channels must be positive multiples of {groups}, got {channels}")
     return channels
 
 

@@ -1,7 +1,7 @@
 """Layers: an op, its parameters, and their default initialisation (PyTorch's)."""
 
 import math
-from inspect import signature
+from inspect import Signature, signature
 
 import numpy as np
 
@@ -9,9 +9,6 @@ from .. import functional as F
 from ..functional._arguments import check_groups, ints, pair
 from ..random import default_generator
 from .module import Module, Parameter
-
-__all__ = ["AvgPool2d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "Flatten", "GELU", "GroupNorm", "Identity",
-           "LayerNorm", "Linear", "MaxPool2d", "ReLU", "Sigmoid", "SiLU", "Softplus", "Tanh", "Upsample"]
 
 
 def _uniform(shape, fan_in):
@@ -36,11 +33,11 @@ class _Conv(Module):
     """What both convolutions have: sizes, and a weight (first, second/groups, kh, kw) with its bias."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels):
-        in_channels, out_channels = self.in_channels, self.out_channels = ints((in_channels, out_channels))
-        for count in in_channels, out_channels:
-            self.groups = check_groups(type(self).__name__, "groups", groups, count)
-        self.kernel_size, self.stride, self.padding = pair(kernel_size, "kernel_size"), stride, padding
-        self.dilation = dilation
+        self.in_channels, self.out_channels = ints((in_channels, out_channels))
+        for count in self.in_channels, self.out_channels:
+            self.groups = groups = check_groups(type(self).__name__, "groups", groups, count)
+        self.kernel_size, self.stride = pair(kernel_size, "kernel_size"), stride
+        self.padding, self.dilation = padding, dilation
         shape = channels[0], channels[1] // groups, *self.kernel_size
         self.weight = _uniform(shape, math.prod(shape[1:]))
         self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
@@ -71,18 +68,6 @@ class ConvTranspose2d(_Conv):
                                   self.groups, self.dilation)
 
 
-class MaxPool2d(Module):
-    """See ``functional.max_pool2d``."""
-
-    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, return_indices=False, ceil_mode=False):
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.dilation, self.return_indices, self.ceil_mode = dilation, return_indices, ceil_mode
-
-    def forward(self, input):
-        return F.max_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
-                            self.return_indices)
-
-
 class GroupNorm(Module):
     """See ``functional.group_norm``; weight and bias (num_channels,) start at 1 and 0."""
 
@@ -101,8 +86,8 @@ class LayerNorm(Module):
     """See ``functional.layer_norm``; weight and bias of shape ``normalized_shape`` start at 1 and 0."""
 
     def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True):
-        self.normalized_shape, self.eps = ints(normalized_shape), eps
-        shape = self.normalized_shape
+        self.normalized_shape = shape = ints(normalized_shape)
+        self.eps = eps
         self.weight = Parameter(np.ones(shape, np.float32)) if elementwise_affine else None
         self.bias = Parameter(np.zeros(shape, np.float32)) if elementwise_affine else None
 
@@ -131,16 +116,6 @@ class Dropout(Module):
         return F.dropout(input, self.p, self.training, self.inplace)
 
 
-class Flatten(Module):
-    """See ``functional.flatten``; keeps the batch axis by default."""
-
-    def __init__(self, start_dim=1, end_dim=-1):
-        self.start_dim, self.end_dim = start_dim, end_dim
-
-    def forward(self, input):
-        return F.flatten(input, self.start_dim, self.end_dim)
-
-
 class Identity(Module):
     """Returns its input."""
 
@@ -148,14 +123,16 @@ class Identity(Module):
         return input
 
 
-def _layer(name, op):
-    """A layer without parameters, for an op of one Tensor: it takes the op's other arguments, with their defaults."""
-    names = list(signature(op).parameters)[1:]
+def _layer(name, op, order=None, **defaults):
+    """A layer without parameters, for an op of one Tensor: it takes the op's other arguments, in this order."""
+    names = order.split() if order else list(signature(op).parameters)[1:]
+    arguments = [signature(op).parameters[name] for name in names]
+    arguments = Signature([p.replace(default=defaults.get(p.name, p.default)) for p in arguments])
 
     def __init__(self, *args, **options):
-        given = signature(op).bind(None, *args, **options)
+        given = arguments.bind(*args, **options)
         given.apply_defaults()
-        vars(self).update({name: given.arguments[name] for name in names})
+        vars(self).update(given.arguments)
 
     def forward(self, input):
         return op(input, **{name: getattr(self, name) for name in names})
@@ -164,7 +141,9 @@ def _layer(name, op):
                                   "__init__": __init__, "forward": forward})
 
 
+MaxPool2d = _layer("MaxPool2d", F.max_pool2d, "kernel_size stride padding dilation return_indices ceil_mode")
 AvgPool2d = _layer("AvgPool2d", F.avg_pool2d)
+Flatten = _layer("Flatten", F.flatten, start_dim=1)  # keeps the batch axis
 Upsample = _layer("Upsample", F.interpolate)
 ReLU = _layer("ReLU", F.relu)
 SiLU = _layer("SiLU", F.silu)

@@ -10,8 +10,6 @@ from .build import ceil_div, kernel, launch
 from .layout import contiguous
 from .product import product
 
-__all__ = ["attention", "attention_backward", "softmax", "softmax_backward"]
-
 
 def softmax(x, axis):
     """See ``plain.softmax``."""

@@ -7,8 +7,6 @@ import numpy as np
 
 from ...device import cupy
 
-__all__ = ["build", "ceil_div", "kernel", "launch", "launch_each", "options", "source", "struct"]
-
 REAL = {"float32": "float", "float64": "double"}
 
 

@@ -15,8 +15,6 @@ from .elementwise import channel_sums
 from .layout import channels_last, contiguous, to_nchw
 from .tile import gradients, tile_kernel, tiles_of
 
-__all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
-
 CONV = np.dtype([*((name, "i4") for name in ("samples", "groups", "channels", "out_channels")), *(
     (name, "i4", 2) for name in ("size", "out_size", "kernel", "stride", "padding", "dilation"))])  # struct Conv
 PIXELS = 2**31 - 2**10  # that an int can count, and a tile beyond

@@ -8,9 +8,6 @@ from ...device import cupy
 from .build import ceil_div, kernel, launch, launch_each
 from .layout import channels_last, contiguous, to_nchw
 
-__all__ = ["add", "cat", "channel_sums", "erf", "silu", "silu_backward", "squared_error", "squared_error_backward",
-           "sum_parts", "timestep_embedding"]
-
 PARTS = 256  # blocks that share a sum: enough to keep a GPU busy
 
 

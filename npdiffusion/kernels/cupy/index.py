@@ -8,8 +8,6 @@ from ...device import cupy
 from .build import launch_each
 from .layout import contiguous
 
-__all__ = ["add_at"]
-
 
 def add_at(shape, index, g):
     """Zeros of ``shape`` with g added at ``index``, as often as an element is named there: the gradient of x[index].

@@ -2,8 +2,6 @@
 
 from ...device import cupy
 
-__all__ = ["channels_last", "contiguous", "to_nchw"]
-
 
 def contiguous(x):
     """x itself if it is None or its memory is C-contiguous, else a copy."""

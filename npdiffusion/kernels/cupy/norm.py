@@ -8,8 +8,6 @@ from .build import kernel, launch, struct
 from .elementwise import sum_parts
 from .layout import channels_last, contiguous, to_nchw
 
-__all__ = ["group_norm", "group_norm_backward"]
-
 NORM = np.dtype([*((name, "i4") for name in ("pixels", "channels", "width", "silu")), ("eps", "f8")])  # struct Norm
 
 

@@ -13,8 +13,6 @@ from ...device import cupy
 from .build import ceil_div, kernel, launch, struct
 from .layout import contiguous
 
-__all__ = ["adam", "clip_grad_norm", "ema", "sgd"]
-
 ADAM = np.dtype([*((name, "f8") for name in ("beta1", "beta2", "eps", "weight_decay")), ("decoupled", "i8")])
 CHUNK = 1024  # elements of a block
 

@@ -6,8 +6,6 @@ from ...device import cupy
 from .build import ceil_div, kernel, launch, struct
 from .layout import channels_last, contiguous, to_nchw
 
-__all__ = ["avg_pool2d", "avg_pool2d_backward", "max_pool2d", "max_pool2d_backward"]
-
 POOL = np.dtype([("samples", "i4"), ("channels", "i4"), *((name, "i4", 2) for name in (
     "size", "out_size", "kernel", "stride", "padding", "dilation"))])  # struct Pool in pool.cu
 

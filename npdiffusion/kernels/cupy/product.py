@@ -13,8 +13,6 @@ from .build import launch, struct
 from .layout import contiguous
 from .tile import gradients, tile_kernel, tiles_of
 
-__all__ = ["linear", "linear_backward", "matmul", "product"]
-
 OPERAND = np.dtype([("stack", "i8", 2), ("pitch", "i4")], align=True)  # structs of product.cu
 PRODUCT = np.dtype([*((name, OPERAND) for name in "aby"), *((name, "i4") for name in (
     "rows", "columns", "terms", "inner")), ("scale", "f8")], align=True)

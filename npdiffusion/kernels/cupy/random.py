@@ -7,8 +7,6 @@ import numpy as np
 from ...device import cupy
 from .build import ceil_div, kernel, launch
 
-__all__ = ["Generator", "default_rng"]
-
 
 def default_rng(seed):
     """A generator that draws on the current GPU."""

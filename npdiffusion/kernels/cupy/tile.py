@@ -6,8 +6,6 @@ from ...device import cupy, tf32_allowed
 from .build import ceil_div, kernel, launch
 from .elementwise import sum_parts
 
-__all__ = ["WARPS", "gradients", "tile_kernel", "tiles_of"]
-
 WARPS = {(2, 2), (4, 1), (1, 4)}  # of a block, down and across: each computes 32 × 32 results
 DEPTH = 16  # terms of a step
 BLOCKS = 512  # that share a sum, about: enough to keep a GPU busy

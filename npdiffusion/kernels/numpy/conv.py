@@ -22,8 +22,6 @@ from .layout import channels_last, pixel_rows, sums_over_pixels, to_nchw
 from .windows import chunks, padded
 from .winograd import fits_winograd, winograd, winograd_pays
 
-__all__ = ["conv2d", "conv2d_backward", "conv_transpose2d", "conv_transpose2d_backward"]
-
 _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
 
 

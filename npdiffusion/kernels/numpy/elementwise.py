@@ -4,8 +4,6 @@ import numpy as np
 
 from ...threads import parallel
 
-__all__ = ["add", "cat"]
-
 LARGE = 1 << 20  # elements; below, waking a thread costs more than it brings
 
 

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["channels_last", "pixel_rows", "sums_over_pixels", "to_nchw"]
-
 ROW = 1024  # about the length of a row of pixels
 
 

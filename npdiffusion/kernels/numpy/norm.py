@@ -9,8 +9,6 @@ import numpy as np
 from ...threads import one_blas_thread, parallel, scratch
 from .layout import pixel_rows, sums_over_pixels, to_nchw
 
-__all__ = ["group_norm", "group_norm_backward"]
-
 PIECE = 1 << 19  # elements worked on at a time, so that they and the scratch buffers stay in cache
 
 

@@ -3,58 +3,47 @@
 import numpy as np
 
 from ...threads import parallel
+from ..plain.windows import taps
 from .layout import channels_last, to_nchw
 
-__all__ = ["avg_pool2d", "avg_pool2d_backward", "max_pool2d", "max_pool2d_backward"]
 
-
-def _padded(x, out_size, kernel, stride, padding, dilation, value):
-    """x (N, H, W, C) with ``value`` around it: padding in front, and behind it what the last window needs."""
-    behind = [max(0, (o - 1) * s + d * (k - 1) + 1 - size - p)
-              for o, k, s, p, d, size in zip(out_size, kernel, stride, padding, dilation, x.shape[1:3])]
-    if not any(padding) and not any(behind):
-        return x
-    return np.pad(x, ((0, 0), (padding[0], behind[0]), (padding[1], behind[1]), (0, 0)), constant_values=value)
-
-
-def _taps(x, out_size, kernel, stride, dilation):
-    """For each place in the window: x's elements there, for all windows, as a view (N, H_out, W_out, C)."""
-    (sh, sw), (dh, dw) = stride, dilation
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            yield x[:, i * dh: i * dh + sh * (out_size[0] - 1) + 1: sh, j * dw: j * dw + sw * (out_size[1] - 1) + 1: sw]
+def _padded(x, size, kernel, stride, padding, dilation, value=0):
+    """``plain.windows.padded``, over channels-last memory."""
+    image, (h, w), (top, left) = channels_last(x), x.shape[2:], padding
+    behind = [max(0, (o - 1) * s + d * (k - 1) + 1 - p - n)
+              for o, k, s, p, d, n in zip(size, kernel, stride, padding, dilation, x.shape[2:])]
+    if any(padding) or any(behind):
+        image = np.pad(image, ((0, 0), *zip(padding, behind), (0, 0)), constant_values=value)
+    return to_nchw(image), (..., slice(top, top + h), slice(left, left + w))
 
 
 def max_pool2d(x, size, kernel, stride, padding, dilation):
     """See ``plain.max_pool2d``."""
-    x = _padded(channels_last(x), size, kernel, stride, padding, dilation, -np.inf)
-    out = np.empty((len(x), *size, x.shape[3]), x.dtype)
+    x, _ = _padded(x, size, kernel, stride, padding, dilation, -np.inf)
+    out = to_nchw(np.empty((len(x), *size, x.shape[1]), x.dtype))
 
     def run(start, stop):
-        first, *others = _taps(x[start:stop], size, kernel, stride, dilation)
-        y = out[start:stop]
+        y, (first, *others) = out[start:stop], [x[start:stop][at] for _, _, at in taps(size, kernel, stride, dilation)]
         np.copyto(y, first)
         for tap in others:
             np.maximum(y, tap, out=y)
 
     parallel(run, len(x))
-    return to_nchw(out)
+    return out
 
 
 def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
     """See ``plain.max_pool2d_backward``."""
-    size, out_size = x.shape[2:], y.shape[2:]
-    x, y, g = channels_last(x), channels_last(y), channels_last(g)
-    padded = _padded(x, out_size, kernel, stride, padding, dilation, -np.inf)
-    out, bits = np.zeros(padded.shape, x.dtype), f"i{g.itemsize}"
+    size, g = y.shape[2:], to_nchw(channels_last(g))
+    x, inside = _padded(x, size, kernel, stride, padding, dilation, -np.inf)
+    out, bits = np.zeros_like(x), f"i{g.itemsize}"
     whole = g.view(bits)  # numbers for which ∞·0 is 0
     overlap = any(s < d * (k - 1) + 1 for s, d, k in zip(stride, dilation, kernel))
 
     def run(start, stop):
-        free = np.ones(y[start:stop].shape, bool)  # windows whose maximum was not yet found
-        taps = (_taps(a[start:stop], out_size, kernel, stride, dilation) for a in (padded, out))
-        for tap, dtap in zip(*taps):
-            hit = tap == y[start:stop]
+        free = np.ones_like(y[start:stop], bool)  # windows whose maximum was not yet found
+        for _, _, at in taps(size, kernel, stride, dilation):
+            hit, dtap = x[start:stop][at] == y[start:stop], out[start:stop][at]
             hit &= free
             free ^= hit
             if overlap:
@@ -63,22 +52,20 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
                 np.multiply(whole[start:stop], hit, out=dtap.view(bits))
 
     parallel(run, len(x))
-    return to_nchw(out[:, padding[0]:padding[0] + size[0], padding[1]:padding[1] + size[1]])
+    return out[inside]
 
 
 def avg_pool2d(x, size, kernel, stride, padding, counts):
     """See ``plain.avg_pool2d``."""
-    x = _padded(channels_last(x), size, kernel, stride, padding, (1, 1), 0)
-    out = sum(_taps(x, size, kernel, stride, (1, 1)))
-    return to_nchw(out / counts[:, :, None])
+    x, _ = _padded(x, size, kernel, stride, padding, (1, 1))
+    return sum(x[at] for _, _, at in taps(size, kernel, stride, (1, 1))) / counts
 
 
 def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
     """See ``plain.avg_pool2d_backward``."""
-    n, c, *out_size = g.shape
-    share = channels_last(g) / counts[:, :, None]
-    like = np.broadcast_to(np.zeros((), g.dtype), (n, *size, c))
-    out = np.zeros_like(_padded(like, out_size, kernel, stride, padding, (1, 1), 0), subok=False, order="C")
-    for tap in _taps(out, out_size, kernel, stride, (1, 1)):
-        tap += share
-    return to_nchw(out[:, padding[0]:padding[0] + size[0], padding[1]:padding[1] + size[1]])
+    dx = to_nchw(np.zeros((len(g), *size, g.shape[1]), g.dtype))
+    dimage, inside = _padded(dx, g.shape[2:], kernel, stride, padding, (1, 1))
+    share = to_nchw(channels_last(g)) / counts
+    for _, _, at in taps(g.shape[2:], kernel, stride, (1, 1)):
+        dimage[at] += share
+    return dimage[inside]

@@ -7,8 +7,6 @@ import numpy as np
 
 from ...threads import one_blas_thread, parallel
 
-__all__ = ["linear", "linear_backward", "matmul"]
-
 LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it brings
 
 

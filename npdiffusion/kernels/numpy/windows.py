@@ -2,8 +2,6 @@
 
 from ...threads import scratch
 
-__all__ = ["chunks", "padded"]
-
 
 def chunks(images, rows, row_bytes, chunk_bytes, threads):
     """Cut images of so many rows into pieces (n0, n1, r0, r1) of about chunk_bytes.

@@ -28,8 +28,6 @@ from .elementwise import LARGE
 from .layout import channels_last, to_nchw
 from .windows import chunks, padded
 
-__all__ = ["fits_winograd", "winograd", "winograd_pays"]
-
 # Section 4.3 of the paper: interpolation at the points 0, 1, -1, 2, -2 and infinity.
 _BT = np.array(
     [

@@ -19,7 +19,8 @@ def padded(x, size, kernel, stride, padding, dilation, value=0):
 
 def taps(size, kernel, stride, dilation):
     """For each tap: its row i, its column j, and the index of the pixels that it meets: x̄[at] is [..., P, Q]."""
+    (p, q), (sh, sw), (dh, dw) = size, stride, dilation
     for i in range(kernel[0]):
+        rows = slice(i * dh, i * dh + (p - 1) * sh + 1, sh)
         for j in range(kernel[1]):
-            yield i, j, (..., *(slice(k * d, k * d + (o - 1) * s + 1, s)
-                                for k, d, o, s in zip((i, j), dilation, size, stride)))
+            yield i, j, (..., rows, slice(j * dw, j * dw + (q - 1) * sw + 1, sw))
