@@ -443,6 +443,7 @@ def test_generate(cupy, scheduler):
         close(b, a, 1e-9)
 
 
+@pytest.mark.slow
 def test_sampling_waits_for_nothing_and_copies_nothing(cupy, scheduler):
     model = small_unet().to("cuda")
     labels = to_device(np.array([0, 1]), "cuda")

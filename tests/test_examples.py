@@ -52,6 +52,7 @@ def test_training_leaves_what_it_promises(whole):
     assert load_model(out / "model.safetensors").config["channels"] == (8, 16, 32)
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_bit_for_bit(whole, tmp_path):
     process = subprocess.Popen(command("train_diffusion.py", *TINY, "--out", tmp_path, "--save-minutes", "0"),
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
@@ -227,6 +228,7 @@ def test_quickstart_says_what_is_wrong_with_a_picture(tmp_path):
     assert result.returncode and "0 to 1023" in result.stderr
 
 
+@pytest.mark.slow
 def test_classifier(tmp_path):
     run("train_classifier.py", "--preset", "smoke", "--data", "synthetic", "--out", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -205,6 +205,7 @@ def test_a_replay_waits_for_nothing(cupy, monkeypatch):
         assert len(launches) == 2 and standin_cupy.counts["copies"] - before["copies"] == 2 * 3  # the batch
 
 
+@pytest.mark.slow
 def test_a_captured_training_goes_on_bit_for_bit(cupy, tmp_path):
     files = []
     for graph in (False, True):

@@ -66,6 +66,7 @@ def test_measurements_are_not_lost_nor_made_twice(tmp_path):
     assert asked == [1, [3]]
 
 
+@pytest.mark.slow
 def test_finished_measurements_are_neither_overwritten_nor_mixed(smoke):
     options, out, _ = smoke
     before = (out / "measurements.json").read_text()
