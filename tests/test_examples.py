@@ -74,6 +74,7 @@ def test_interrupted_training_resumes_bit_for_bit(whole, tmp_path):
     assert {k: v for k, v in meta_a.items() if k != "seconds"} == {k: v for k, v in meta_b.items() if k != "seconds"}
 
 
+@pytest.mark.slow
 def test_training_refuses_to_overwrite_or_to_mix_settings(whole):
     out, _ = whole
     again = run("train_diffusion.py", *TINY, "--out", out, check=False)

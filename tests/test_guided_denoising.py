@@ -80,6 +80,7 @@ def test_finished_measurements_are_neither_overwritten_nor_mixed(smoke):
     assert (out / "measurements.json").read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options, message", [
     (["--sweep", "60001", "--data", "synthetic"], "there are 60000 training digits"),
     (["--resume"], "no measurements at"), (["--model", "nowhere.safetensors"], "nowhere.safetensors")])
