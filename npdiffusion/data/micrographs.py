@@ -17,8 +17,8 @@ SSTEM_URL = f"https://github.com/unidesigner/{SSTEM_NAME}/archive/refs/heads/mas
 SSTEM_SECTIONS, SSTEM_SIDE = 20, 1024
 TRAIN_SECTIONS = 16  # sections are numbered from 0; neighbours look alike, so the test sections lie together at the end
 
-# {section: SHA-256} of its pixels followed by its mask (0 or 1), one byte for each pixel. 18 and 19 are not known.
-SSTEM_SHA256 = dict(line.split()[::-1] for line in Path(__file__).with_name("sstem.sha256").read_text().splitlines())
+# {section: digest}; the file's first line, a comment, says of what
+SSTEM_SHA256 = dict(np.loadtxt(Path(__file__).with_name("sstem.sha256"), str, skiprows=1)[:, ::-1])
 
 LUCCHI_URL = "https://documents.epfl.ch/groups/c/cv/cvlab-unit/www/data/%20ElectronMicroscopy_Hippocampus/"
 LUCCHI_SHAPE = (165, 768, 1024)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from .micrographs import Micrographs
 from .mnist import Dataset
@@ -15,11 +15,10 @@ from .mnist import Dataset
 # Matplotlib brings these along. (The monospaced faces have a dot inside the zero.)
 FONTS = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSans-Bold", "DejaVuSerif-Italic", "STIXGeneral",
          "STIXGeneralItalic", "cmss10", "cmtt10")
-SIZE = 32    # of the digits' pictures
-DIGIT = 20   # height (or width) of a digit in pixels, as in MNIST
-FIELD = 96   # samples of a glyph's picture along each axis, two for each pixel
-CHUNK = 64   # digits drawn together: their coordinates stay in cache
-CELL = 70    # pixels between the middles of cells in a micrograph, about
+SIZE = 32   # of the digits' pictures in pixels
+DIGIT = 20  # height (or width) of a digit in them, as in MNIST
+FINE = 4    # samples of a glyph for each pixel: so many that the nearest will do
+CELL = 75   # pixels between the middles of cells in a micrograph, about
 
 
 class SyntheticDigits(Dataset):
@@ -39,57 +38,39 @@ def draw_digits(labels, rng):
     labels: (N,) integers 0 to 9. rng: ``np.random.Generator`` that draws everything random.
     Returns (N, 1, 32, 32) float32 in [-1, 1], ink 1 on background -1.
     """
-    glyphs, n = _glyphs(), len(labels)
+    n, glyphs = len(labels), _glyphs()
+    images = np.empty((n, 1, SIZE, SIZE), np.float32)
 
-    def uniform(low, high, *shape):
-        return rng.uniform(low, high, (n, *shape, 1, 1)).astype(np.float32)
+    def uniform(low, high):
+        return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
 
-    faces = rng.integers(len(FONTS), size=n)
-    angle, slant, scale = uniform(-0.25, 0.25), uniform(-0.25, 0.35), 2 / uniform(0.85, 1.05)
-    width, shift = scale / uniform(0.8, 1.1), uniform(-1, 1, 2)
-    bend, phase = uniform(-1.2, 1.2, 2), uniform(0, 2 * np.pi, 2)  # of waves along both axes
-    thickness, sharpness = uniform(-0.1, 0.5), uniform(2, 3)  # (1 - 0.5)·2 = 1: the ground is -1
-    cos, sin = np.cos(angle), np.sin(angle)
-    images = np.empty((n, SIZE, SIZE), np.float32)
-    grid = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
-    for start in range(0, n, CHUNK):
-        s = slice(start, start + CHUNK)
-        x = grid + shift[s, 0] + bend[s, 0] * np.sin(0.25 * grid[:, None] + phase[s, 0])
-        y = grid[:, None] + shift[s, 1] + bend[s, 1] * np.sin(0.25 * grid + phase[s, 1])
-        along, down = cos[s] * x - sin[s] * y, sin[s] * x + cos[s] * y  # turned, and then slanted
-        ink = _bilinear(glyphs[faces[s], labels[s]], width[s] * (along + slant[s] * down), scale[s] * down)
-        np.clip((ink + thickness[s]) * sharpness[s], -1, 1, out=images[s])
-    return images[:, None]
-
-
-def _bilinear(glyphs, x, y):
-    """glyphs (n, FIELD, FIELD) at x, y (n, h, w) in samples from their middle, clamped to their edge."""
-    x, y = (np.clip(v + (FIELD - 1) / 2, 0, FIELD - 1.001) for v in (x, y))
-    column, row = x.astype(np.int32), y.astype(np.int32)
-    x -= column
-    y -= row
-    at = row * FIELD + column + np.arange(len(glyphs), dtype=np.int32)[:, None, None] * FIELD ** 2
-    flat = glyphs.reshape(-1)
-    top, bottom = ((1 - x) * flat[i] + x * flat[i + 1] for i in (at, at + FIELD))
-    return (1 - y) * top + y * bottom
+    faces, labels = rng.integers(len(FONTS), size=(n, 1, 1)), np.reshape(labels, (n, 1, 1))
+    slant, width, height, weight = uniform(-0.4, 0.5), uniform(0.8, 1.1), uniform(0.9, 1.05), uniform(-0.2, 0.5)
+    right, down, bend, dip, phase = (uniform(-v, v) for v in (1, 1, 1.2, 1.2, np.pi))  # bend and dip are waves
+    x = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+    y, middle = x[:, None], glyphs.shape[-1] / 2
+    for start in range(0, n, 64):  # so few that their coordinates stay in cache
+        s = slice(start, start + 64)
+        column = (x + right[s] + (slant[s] * y + bend[s] * np.sin(y / 4 + phase[s]))) * (FINE / width[s]) + middle
+        row = (y + down[s] + dip[s] * np.sin(x / 4 + phase[s])) * (FINE / height[s]) + middle
+        ink = glyphs[faces[s], labels[s], row.astype(int), column.astype(int)] + weight[s]
+        np.clip(2 * ink, -1, 1, out=images[s, 0])
+    return images
 
 
 @lru_cache(maxsize=1)
 def _glyphs():
-    """Slightly blurred pictures (faces, 10, FIELD, FIELD) float32, ink 1 on -1: a threshold makes strokes of them."""
+    """Blurred pictures (faces, 10, H, W) float32 in [-1, 1], wide enough for all slants: a threshold gives strokes."""
     from matplotlib import get_data_path  # here, for a quick import of npdiffusion.data
 
-    glyphs = np.empty((len(FONTS), 10, FIELD, FIELD), np.float32)
-    for face, digit in np.ndindex(len(FONTS), 10):
-        font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"{FONTS[face]}.ttf"), 2 * DIGIT)
-        left, top, right, bottom = font.getbbox(str(digit))
-        font = font.font_variant(size=(2 * DIGIT) ** 2 / max(right - left, bottom - top))
-        left, top, right, bottom = font.getbbox(str(digit))
-        picture = Image.new("L", (FIELD, FIELD))
-        corner = (FIELD - left - right) / 2, (FIELD - top - bottom) / 2
-        ImageDraw.Draw(picture).text(corner, str(digit), fill=255, font=font)
-        glyphs[face, digit] = np.asarray(picture.filter(ImageFilter.GaussianBlur(1.2))) / np.float32(127.5) - 1
-    return glyphs
+    def glyph(face, digit):
+        picture = Image.new("L", (400, 400))
+        font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"{face}.ttf"), 200)
+        ImageDraw.Draw(picture).text((100, 100), digit, 255, font)
+        picture = ImageOps.pad(picture.crop(picture.getbbox()), (DIGIT * FINE, DIGIT * FINE))
+        return np.asarray(ImageOps.expand(picture, 22 * FINE).filter(ImageFilter.GaussianBlur(0.6 * FINE)))
+
+    return np.array([[glyph(face, digit) for digit in "0123456789"] for face in FONTS], np.float32) / 127.5 - 1
 
 
 class SyntheticMicrographs(Micrographs):
@@ -111,40 +92,32 @@ class SyntheticMicrographs(Micrographs):
 
 def _draw_micrograph(height, width, rng):
     """One micrograph (height, width) uint8, and where its mitochondria are."""
-    y, x = np.mgrid[:height, :width].astype(np.float32) + [_smooth(height, width, 60, 17, rng) for _ in range(2)]
-    rows, columns = height // CELL + 4, width // CELL + 4  # a rim of two cells beyond each edge
-    seeds = np.mgrid[:rows, :columns].reshape(2, -1).T - 1.5 + rng.uniform(-0.45, 0.45, (rows * columns, 2))
-    seeds = (seeds * CELL).astype(np.float32)
+    def smooth(wavelength, deviation):  # a random field: normal knots every ``wavelength`` pixels, bicubic between
+        knots = rng.normal(0, deviation, (height // wavelength + 4, width // wavelength + 4)).astype(np.float32)
+        box = (1, 1, 1 + width / wavelength, 1 + height / wavelength)
+        return np.asarray(Image.fromarray(knots).resize((width, height), Image.Resampling.BICUBIC, box=box))
 
-    def box(sy, sx, reach):  # around a seed, with all pixels that are less than ``reach`` from it after warping
-        return tuple(slice(max(0, int(v) - reach - 60), max(0, int(v) + reach + 60)) for v in (sy, sx))
-
-    first, second = np.full((2, height, width), 1e3, np.float32)  # distances to the nearest seeds
-    for sy, sx in seeds:
-        b = box(sy, sx, 2 * CELL)
-        distance = np.hypot(y[b] - sy, x[b] - sx)
-        second[b] = np.minimum(second[b], np.maximum(first[b], distance))
-        first[b] = np.minimum(first[b], distance)
+    # A grid of squares with a seed in each, three of them beyond each edge. Lengths are in squares at first.
+    y, x = (np.mgrid[:height, :width].astype(np.float32) + [smooth(60, 17), smooth(60, 17)]) / CELL + 3
+    rows, columns = height // CELL + 7, width // CELL + 7
+    seeds = np.mgrid[:rows, :columns].reshape(2, -1) + rng.uniform(0.1, 0.9, (2, rows * columns)).astype(np.float32)
+    around = np.add.outer(columns * np.arange(-1, 2), np.arange(-1, 2)).reshape(9, 1, 1)
+    near = y.astype(int) * columns + x.astype(int) + around  # (9, height, width): numbers of the seeds around a pixel
+    distance = CELL * np.hypot(y - seeds[0][near], x - seeds[1][near])
+    first, second = np.partition(distance, 1, axis=0)[:2]
     border = second - first  # about twice the distance to the membrane
+    cell = np.take_along_axis(near, distance.argmin(0)[None], 0)[0]
 
-    image, mask = 172 + _smooth(height, width, 100, 12, rng) + _smooth(height, width, 8, 12, rng), border < 0
-    for sy, sx in seeds[rng.random(len(seeds)) < 0.2]:
-        b, long, short, angle = box(sy, sx, 50), rng.uniform(24, 48), rng.uniform(15, 25), rng.uniform(0, np.pi)
-        dy, dx = y[b] - sy, x[b] - sx
-        along, across = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
-        radius = np.hypot(along / long, across / short)
-        inside = (radius < 1) & (border[b] > 10)
-        stripes = np.sin(along * (2 * np.pi / rng.uniform(8, 13)) + 0.06 * across + image[b] / 6)
-        filling = 104 + 18 * stripes * (radius < 0.8) - 50 * np.exp(-((radius - 0.95) / 0.07) ** 2)
-        image[b] = np.where(inside, filling + 0.4 * (image[b] - 172), image[b])
-        mask[b] |= inside
-    image -= 125 * np.exp(-(border / 7) ** 2) * ~mask
-    image += _smooth(height, width, 2, 9, rng)
+    def of_cell(low, high):
+        return rng.uniform(low, high, rows * columns).astype(np.float32)[cell]
+
+    dy, dx, angle = CELL * (y - seeds[0][cell]), CELL * (x - seeds[1][cell]), of_cell(0, np.pi)
+    along, across = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
+    radius = np.hypot(along / of_cell(24, 48), across / of_cell(15, 25))
+    mask = (radius < 1) & (border > 10) & (of_cell(0, 1) < 0.25)
+    tone = smooth(100, 12) + smooth(8, 12)
+    cristae = np.sin(along * 2 * np.pi / of_cell(8, 13) + across / 16 + tone / 6) * (radius < 0.8)
+    mitochondrion = 104 + 18 * cristae - 50 * np.exp(-((radius - 0.95) / 0.07) ** 2) + 0.4 * tone
+    cytoplasm = 172 - 125 * np.exp(-(border / np.maximum(8 + smooth(80, 5), 4)) ** 2) + tone
+    image = np.where(mask, mitochondrion, cytoplasm) + smooth(2, 9)
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8), mask
-
-
-def _smooth(height, width, wavelength, deviation, rng):
-    """A smooth random field (height, width) float32: normal knots every ``wavelength`` pixels, bicubic between."""
-    knots = rng.normal(0, deviation, (height // wavelength + 4, width // wavelength + 4)).astype(np.float32)
-    box = (1, 1, 1 + width / wavelength, 1 + height / wavelength)
-    return np.asarray(Image.fromarray(knots).resize((width, height), Image.Resampling.BICUBIC, box=box))
