@@ -170,6 +170,7 @@ def test_every_kind_is_read_as_a_viewer_shows_it(tmp_path, name):
     (tif(65535 - with_alpha(TWELVE, np.uint16(65535)), photometric="separated"), "CMYK;16L are not supported"),
     (tif(COLOURS, photometric="cielab"), "LAB colours .* not supported"),
     (tif(deep.astype(np.complex64)), "complex"), (tif(np.full((H, W), np.inf, np.float32)), "not finite"),
+    (tif(np.where(GREY > 99, 1.7e308, -1.7e308)), "too far apart to compute with"),
     (retagged(pil(deep, compression="tiff_lzw", tiffinfo={339: 1}), SampleFormat=3), "requires the 'imagecodecs'"),
     (tif(np.stack([GREY] * 3)), "a has 3 frames, expected one: save each"),
     (tif(TWELVE, planarconfig="contig"), "photometric interpretation 1 in .* samples is not supported"),
