@@ -134,9 +134,9 @@ def load_network(path, name, kind, **config):
 def settings_of(args):
     """The options that shape a training: all but where things lie, how long between saves, and what computes.
 
-    The preset is spelled out by the options that it sets.
+    The preset is spelled out by the options that it sets. Options without a value (paths not given) are left out.
     """
-    return {k: v for k, v in vars(args).items() if not isinstance(v, Path)
+    return {k: v for k, v in vars(args).items() if v is not None and not isinstance(v, Path)
             and k not in ("preset", "resume", "threads", "device", "save_minutes", "cuda_graph")}
 
 

@@ -268,8 +268,8 @@ def section_figure(sigma, pictures, masks, labelled):
     return figure
 
 
-def evaluate(model, train, test, labelled, args):
-    """Everything that is measured, as a dict; writes the figures."""
+def evaluate(model, network, train, test, labelled, args):
+    """Everything that is measured, as a dict; writes the figures. network: segments, or None."""
     results, parameters = all_methods(model, train, test, args.sigmas)
     scores = {name: {method: {sigma: float(score(pictures.astype(np.float32), test).mean())
                               for sigma, pictures in by_sigma.items()} for method, by_sigma in results.items()}
@@ -277,7 +277,7 @@ def evaluate(model, train, test, labelled, args):
     save_figure(denoised_figure(results, test), args.out / "denoised.png")
     save_figure(methods_figure(model, results, test), args.out / "methods.png")
 
-    masks, sigma, network = {}, args.sigmas[len(args.sigmas) // 2], segmenter(args)
+    masks, sigma = {}, args.sigmas[len(args.sigmas) // 2]
     if network is not None:
         labelled = labelled[:, :2 * test.shape[2], :2 * test.shape[3]]
         found = {method: {sigma: segmented(network, pictures) for sigma, pictures in by_sigma.items()}
@@ -316,10 +316,10 @@ def main():
     args = arguments()
     train_set, test_set = load_micrographs(args.data)
     train, test = pooled(train_set.images), pooled(test_set.images)
+    network = segmenter(args)  # one that does not do shows before the work
     if args.evaluate:
         model = pretrained("sstem-ddpm").to(args.device)
-        return write_metrics(args.out, evaluate(model, train, test, test_set.masks, args))
-    segmenter(args)  # one that does not do shows before the training
+        return write_metrics(args.out, evaluate(model, network, train, test, test_set.masks, args))
     patches = windows(train, STRIDE)
     grid = patches.shape[0], *patches.shape[2:4]
     model = UNet(channels=args.channels).to(args.device)
@@ -347,7 +347,7 @@ def main():
     run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
             save_minutes=args.save_minutes, report=report, title="DDPM on micrographs")
     with run.averaged():
-        scores = evaluate(model, train, test, test_set.masks, args)
+        scores = evaluate(model, network, train, test, test_set.masks, args)
     write_metrics(args.out, {**scores, "minutes": run.seconds / 60, "history": run.history})
 
 

@@ -293,7 +293,6 @@ def main():
     weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
     model.to(args.device), judge.to(args.device)
     settings = settings_of(args) | {"weights": weights, "digit": None}  # only the pictures depend on --digit
-    settings = {k: v for k, v in settings.items() if k not in ("model", "classifier")}  # wherever they lie
     found = Measurements(args.out / "measurements.json", settings, args.resume)
     train, test = load_digits(args.data, "train"), load_digits(args.data, "test")
     if args.sweep > len(train):

@@ -82,7 +82,7 @@ def clean_picture(model, scheduler, picture, level, out):
 def main():
     args = arguments()
     start = time.perf_counter()
-    rng = npdiffusion.manual_seed(args.seed)
+    rng = npdiffusion.default_generator()  # which --seed has seeded
     model = load_network(args.model, "mnist-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=10)
     model.to(args.device)
     picture, done = load_picture(args.image) if args.image else (None, [])

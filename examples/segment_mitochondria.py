@@ -225,7 +225,7 @@ def main():
     images = [np.pad(normalized(image), OVERLAP // 2, mode="reflect") for image in train.images]
     masks = [np.pad(mask, OVERLAP // 2, mode="reflect") for mask in train.masks]
     model = UNet(FOLD ** 2, FOLD ** 2, channels=args.channels, time=False).to(args.device)
-    settings = {k: v for k, v in settings_of(args).items() if k not in ("predict", "model", "tta")}
+    settings = {k: v for k, v in settings_of(args).items() if k != "tta"}
     if args.images:  # wherever they lie
         settings["pairs"] = digest(train, test)
     run = Training(model, len(train) * PATCHES, settings, steps=args.steps, batch_size=args.batch_size, lr=args.lr,

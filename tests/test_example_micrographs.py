@@ -55,7 +55,7 @@ def test_evaluate_takes_the_network_of_the_package(monkeypatch, tmp_path):
                                       "--out", str(tmp_path)])
     network = SimpleNamespace(to=lambda device: f"the network on {device}")
     monkeypatch.setattr(example, "pretrained", lambda name: {"sstem-ddpm": network}[name])
-    monkeypatch.setattr(example, "evaluate", lambda model, train, test, labelled, args: {
+    monkeypatch.setattr(example, "evaluate", lambda model, network, train, test, labelled, args: {
         "model": model, "shapes": [train.shape, test.shape, labelled.shape]})
     example.main()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
