@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 
-__all__ = ["allow_tf32", "array_module", "cuda_is_available", "cupy", "device_of", "is_device", "tf32_allowed",
-           "to_device"]
+__all__ = ["allow_tf32", "array_module", "copy_into", "cuda_is_available", "cupy", "device_of", "is_device",
+           "tf32_allowed", "to_device"]
 
 _cupy = None  # the module, once it has been found to work
 _tf32 = False
@@ -87,6 +87,32 @@ def to_device(array, device):
     if array.ndim == 4:
         return xp.asarray(np.ascontiguousarray(array.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
     return xp.asarray(array)
+
+
+def copy_into(own, arrays, what, strict=True):
+    """Copy named arrays of any device (or what NumPy takes for one, as PyTorch's CPU tensors) into ``own``, in place.
+
+    Raises KeyError if names are missing or unexpected (with ``strict``), ValueError if a shape differs; then nothing
+    is copied. what: how the message begins.
+    """
+    missing, unexpected = [k for k in own if k not in arrays], [k for k in arrays if k not in own]
+    if strict and (missing or unexpected):
+        raise KeyError(f"{what}: missing {missing}, unexpected {unexpected}")
+    arrays = {name: _array(arrays[name]) for name in own if name in arrays}
+    wrong = [f"{name}: expected {own[name].shape}, got {a.shape}" for name, a in arrays.items()
+             if a.shape != own[name].shape]
+    if wrong:
+        raise ValueError(f"{what} in shape: " + "; ".join(wrong))
+    for name, a in arrays.items():
+        own[name][...] = to_device(a, own[name])
+
+
+def _array(x):
+    try:
+        array_module(x)
+        return x
+    except TypeError:
+        return np.asarray(x)
 
 
 def allow_tf32(allow=True):

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .device import array_module, device_of, to_device
+from .device import array_module, copy_into, device_of, to_device
 from .kernels import kernels
 from .tensor import Tensor
 
@@ -71,22 +71,15 @@ class Optimizer:
         """{name: array} to go on from; the arrays are the optimiser's own."""
         self._follow()
         arrays = {f"{name}.{i}": a for name in self.buffers for i, a in enumerate(getattr(self, name))}
-        return {"steps": self.steps, "lr": np.asarray(self.lr), **arrays}
+        return {"steps": self.steps, "lr": np.array(self.lr, float), **arrays}
 
     def load_state_dict(self, state):
         """Take over what ``state_dict`` gave; KeyError or ValueError if it is of other parameters."""
-        own = self.state_dict()
-        if set(own) != set(state):
-            raise KeyError(f"optimiser state does not fit: missing {sorted(set(own) - set(state))}, "
-                           f"unexpected {sorted(set(state) - set(own))}")
-        if not np.shape(state["steps"]):  # version 0.1 counted once for all parameters
+        if "steps" in state and not np.shape(state["steps"]):  # version 0.1 counted once for all parameters
             state = {**state, "steps": np.full(len(self.steps), state["steps"])}
-        for name, a in own.items():
-            if a.shape != np.shape(state[name]):
-                raise ValueError(f"optimiser state {name}: expected shape {a.shape}, got {np.shape(state[name])}")
-        self.lr = float(state["lr"])
-        for name in own.keys() - {"lr"}:
-            own[name][...] = to_device(state[name], own[name])
+        own = self.state_dict()
+        copy_into(own, state, "optimiser state does not fit")
+        self.lr = float(own["lr"])
 
 
 class SGD(Optimizer):
@@ -210,13 +203,10 @@ class EMA:
             s[...], w[...] = w.copy(), s.copy()
 
     def load(self, weights, updates=0):
-        """Copy averages (a state_dict, of any device) into these, and their count; KeyError if the names differ."""
-        if set(weights) != set(self.weights):
-            raise KeyError(f"averages do not fit: expected {sorted(self.weights)}, got {sorted(weights)}")
+        """Copy averages (a state_dict, of any device) into these, and their count; errors as ``load_state_dict``'s."""
         self._follow()
+        copy_into(self.weights, weights, "averages do not fit")
         self.updates.fill(updates)
-        for name, average in self.weights.items():
-            average[...] = to_device(weights[name], average)
 
 
 def _brought(array, place, dtype):

@@ -322,6 +322,17 @@ def test_a_tied_weight_has_all_its_names_and_is_averaged_once():
     assert ema.weights["a.weight"] is ema.weights["shared.weight"] and ema.weights["a.weight"].dtype == np.float64
 
 
+def test_what_does_not_fit_is_not_loaded():
+    layer = nn.Linear(2, 2)
+    ema, optimizer = optim.EMA(layer), optim.Adam(layer.parameters(), 1)
+    before = {name: a.copy() for name, a in ema.weights.items()}
+    with pytest.raises(ValueError, match=r"bias: expected \(2,\), got \(1,\)"):  # it would broadcast
+        ema.load({"weight": np.ones((2, 2), np.float32), "bias": np.ones(1, np.float32)}, 7)
+    assert ema.updates == 0 and all(np.array_equal(a, before[name]) for name, a in ema.weights.items())
+    optimizer.load_state_dict({**optimizer.state_dict(), "lr": np.array(0.25)})
+    assert optimizer.lr == optimizer.rate == 0.25  # although it was an integer
+
+
 def test_a_training_of_tied_weights_is_resumed(tmp_path):
     def begun():
         model = Tied()

@@ -4,9 +4,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
 
-import numpy as np
-
-from ..device import array_module, is_device, to_device
+from ..device import copy_into, is_device, to_device
 from ..tensor import Tensor
 
 __all__ = ["Module", "ModuleList", "Parameter", "Sequential"]
@@ -130,17 +128,7 @@ class Module:
         Raises KeyError if names are missing or unexpected (with ``strict``), ValueError if a shape differs; then
         nothing is loaded.
         """
-        own = dict(self.named_parameters(remove_duplicate=False))
-        missing, unexpected = [k for k in own if k not in state_dict], [k for k in state_dict if k not in own]
-        if strict and (missing or unexpected):
-            raise KeyError(f"state_dict does not fit {type(self).__name__}: missing {missing}, unexpected {unexpected}")
-        arrays = {name: _array(state_dict[name]) for name in own if name in state_dict}
-        wrong = [f"{name}: expected {own[name].shape}, got {a.shape}" for name, a in arrays.items()
-                 if a.shape != own[name].shape]
-        if wrong:
-            raise ValueError(f"state_dict does not fit {type(self).__name__}: " + "; ".join(wrong))
-        for name, array in arrays.items():
-            own[name].data[...] = to_device(array, own[name].data)
+        copy_into(self.state_dict(), state_dict, f"state_dict does not fit {type(self).__name__}", strict)
 
     def __repr__(self):
         inside = "".join(f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children())
@@ -150,14 +138,6 @@ class Module:
         """What ``repr`` says of this module's own settings."""
         return ", ".join(f"{name}={value!r}" for name, value in vars(self).items()
                          if isinstance(value, (bool, int, float, str, tuple)) and name != "training")
-
-
-def _array(x):
-    try:
-        array_module(x)
-        return x
-    except TypeError:
-        return np.asarray(x)
 
 
 class ModuleList(Module):
