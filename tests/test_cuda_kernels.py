@@ -502,10 +502,13 @@ def test_attention(data):
     mask = d.pick(None, mask, mask > 0, np.where(mask > 0, mask, -np.inf).astype(d.dtype))
     dropout = d.pick(None, 2 * (d.rng.random((*stack, queries, keys)) < 0.5).astype(d.dtype))
     scale = d.pick(1.0, 0.3)
-    y, weights = reference.attention(query, key, value, mask, dropout, scale)
-    assert_close(cuda.attention(query, key, value, mask, dropout, scale), (y, weights))
-    args = d.array(*y.shape), query, key, value, weights, dropout, scale
-    assert_close(cuda.attention_backward(*args), reference.attention_backward(*args))
+    results, g, need_scores = [], None, d.pick(False, True)
+    for room in (cuda, reference):
+        y, kept = room.attention(query, key, value, mask, dropout, scale)
+        g = d.array(*y.shape) if g is None else g
+        grads = room.attention_backward(g, query, key, value, y, kept, mask, dropout, scale, need_scores)
+        results.append((y, *grads))
+    assert_close(*results)
 
 
 def test_attention_is_three_launches_and_five():
@@ -521,10 +524,10 @@ def test_attention_is_three_launches_and_five():
     with in_the_place_of_cupy(types.SimpleNamespace(RawModule=Counted, empty=empty)):
         y, weights = cuda.attention(query, key, value, None, None, 0.5)
         assert len(launches) == 3
-        gradients = cuda.attention_backward(g, query, key, value, weights, None, 0.5)
+        gradients = cuda.attention_backward(g, query, key, value, y, weights, None, None, 0.5)
         assert len(launches) == 3 + 5
     assert_close((y, weights), reference.attention(query, key, value, None, None, 0.5))
-    assert_close(gradients, reference.attention_backward(g, query, key, value, weights, None, 0.5))
+    assert_close(gradients, reference.attention_backward(g, query, key, value, y, weights, None, None, 0.5))
     assert weights.flags.c_contiguous
     assert all(a.transpose(0, 2, 1, 3).flags.c_contiguous for a in (y, *gradients[:3]))
 

@@ -264,8 +264,9 @@ def test_attention(stacks, sizes, scale, mask, drop, rng):
 
     def backward(g, query, key, value, *added):
         factors = None if dropout is None else dropout.astype(query.dtype)
-        weights = forward(query, key, value, *added)[1]
-        grads = plain.attention_backward(g, query, key, value, weights, factors, scale)
+        kept = forward(query, key, value, *added)
+        grads = plain.attention_backward(g, query, key, value, *kept, *(added or [mask]), factors, scale, bool(added))
+        assert added or grads[3] is None
         return grads[:3 + len(added)]
 
     y, weights = forward(query, key, value, *added)

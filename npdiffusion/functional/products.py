@@ -107,10 +107,9 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if dropout_p:
         stack = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], () if mask is None else mask.shape[:-2])
         dropped = dropout_mask(xp.empty((*stack, q.shape[-2], k.shape[-2]), q.dtype), dropout_p)
-    y, weights = kernels(q).attention(q, k, v, mask, dropped, scale)
+    y, lse = kernels(q).attention(q, k, v, mask, dropped, scale)
 
     def backward(g):
-        dq, dk, dv, dscores = kernels(g).attention_backward(g, q, k, v, weights, dropped, scale)
-        return dq, dk, dv, dscores if need_mask else None
+        return kernels(g).attention_backward(g, q, k, v, y, lse, mask, dropped, scale, need_mask)
 
     return record(y, op, (query, key, value, attn_mask), backward)

@@ -28,7 +28,8 @@ def attention(query, key, value, mask, dropout, scale):
     mask: broadcasts to (…, L, S); bool (False becomes −∞) or float (added), or None.
     dropout D: factors of P's shape (Srivastava et al. 2014: 0 or 1/(1 − p)), or None for 1. ∘ goes element by element;
     0·∞ = 0 here: what is dropped is gone.
-    Returns y (…, L, V) and the weights P (…, L, S). A query that sees no key, its scores all −∞, has weights 0.
+    Returns y (…, L, V) and, for the backward, the weights P (…, L, S); faster kernels may keep less. A query that sees
+    no key, its scores all −∞, has weights 0.
     """
     scores = scale * query @ key.swapaxes(-1, -2)  # [..., L, E] @ [..., E, S] -> [..., L, S]
     if mask is not None:
@@ -38,8 +39,8 @@ def attention(query, key, value, mask, dropout, scale):
     return dropped(weights, dropout) @ value, weights
 
 
-def attention_backward(g, query, key, value, weights, dropout, scale):
-    """dquery, dkey, dvalue, and dscores, the gradient of S and so of a float mask. From the end to the start:
+def attention_backward(g, query, key, value, y, weights, mask, dropout, scale, need_scores=False):
+    """dquery, dkey, dvalue, and dscores, the gradient of S and so of a float mask (or None). From the end to the start:
 
         <g, (P∘D) δV> = <(P∘D)ᵀ g, δV>                             dV = (P∘D)ᵀ g
         <g, (δP∘D) V> = <g Vᵀ, δP∘D> = <(g Vᵀ)∘D, δP>              dP = (g Vᵀ)∘D,  dS = softmax_backward(dP, P)
@@ -47,12 +48,14 @@ def attention_backward(g, query, key, value, weights, dropout, scale):
         <dS, scale Q δKᵀ> = <dSᵀ, scale δK Qᵀ> = <scale dSᵀ Q, δK>  dK = scale dSᵀ Q
 
     All have the leading axes that the arrays were broadcast to: the adjoint of broadcasting sums over them (elsewhere).
-    A query without a key has P = 0, and so dS = 0: its result is constant.
+    A query without a key has P = 0, and so dS = 0: its result is constant. y and mask are for kernels that did not keep
+    P: they make it again, and the softmax's sum is one over a row of y, Σ_j dP_ij P_ij = Σ_v g_iv y_iv.
     """
     dvalue = dropped(weights, dropout).swapaxes(-1, -2) @ g  # [..., S, L] @ [..., L, V] -> [..., S, V]
     dweights = dropped(g @ value.swapaxes(-1, -2), dropout)  # [..., L, V] @ [..., V, S] -> [..., L, S]
     dscores = softmax_backward(dweights, weights, -1)
-    return scale * dscores @ key, scale * dscores.swapaxes(-1, -2) @ query, dvalue, dscores
+    dquery, dkey = scale * dscores @ key, scale * dscores.swapaxes(-1, -2) @ query
+    return dquery, dkey, dvalue, dscores if need_scores else None
 
 
 def dropped(x, dropout):
