@@ -1,5 +1,5 @@
-"""Attention, three launches forward and five backward, in which the heads are read where they lie; and softmax along
-any axis: a warp for each column along the last one, a thread for each along another one."""
+"""Attention, three launches forward and five backward where its scores are few, in which the heads are read where they
+lie; and softmax along any axis: a warp for each column along the last one, a thread for each along another one."""
 
 import math
 
@@ -9,6 +9,8 @@ from ...device import cupy
 from .build import ceil_div, kernel, launch
 from .layout import contiguous
 from .product import product
+
+PIECE = 1 << 20  # scores of a picture that are made at a time
 
 
 def softmax(x, axis):
@@ -33,20 +35,59 @@ def _softmax(name, axis, arrays, *numbers):
 
 
 def attention(query, key, value, mask, dropout, scale):
-    """See ``plain.attention``."""
+    """See ``plain.attention``. The weights are kept if one piece is all of them; else they are made again, a piece at a
+    time, so that memory grows with the pixels and not with their square (Rabe & Staats 2021)."""
+    def forward(rows):
+        weights = _weights(query[..., rows, :], key, _part(mask, rows), scale)
+        return product(_dropped(weights, _part(dropout, rows)), value), weights if whole else None
+
+    pieces, whole = _pieces(query, key)
+    parts = [forward(rows) for rows in pieces]
+    return parts[0] if whole else (cupy().concatenate([y for y, _ in parts], -2), None)
+
+
+def attention_backward(g, query, key, value, y, weights, mask, dropout, scale, need_scores=False):
+    """See ``plain.attention_backward``."""
+    def backward(rows):
+        q, upstream, factors = query[..., rows, :], g[..., rows, :], _part(dropout, rows)
+        p = _weights(q, key, _part(mask, rows), scale) if weights is None else weights
+        dvalue = product(_dropped(p, factors).swapaxes(-1, -2), upstream)
+        dscores = softmax_backward(_dropped(product(upstream, value.swapaxes(-1, -2)), factors), p, -1)
+        dquery, dkey = product(dscores, key, scale=scale), product(dscores.swapaxes(-1, -2), q, scale=scale)
+        return dquery, dkey, dvalue, dscores if need_scores else None
+
+    pieces, whole = _pieces(query, key)
+    dquery, dkey, dvalue, dscores = backward(pieces[0])
+    if whole:
+        return dquery, dkey, dvalue, dscores
+    by_rows = [(dquery, dscores)]
+    for rows in pieces[1:]:
+        dquery, dk, dv, dscores = backward(rows)
+        dkey += dk
+        dvalue += dv
+        by_rows.append((dquery, dscores))
+    dquery, dscores = zip(*by_rows)
+    join = cupy().concatenate
+    return join(dquery, -2), dkey, dvalue, join(dscores, -2) if need_scores else None
+
+
+def _weights(query, key, mask, scale):
     scores = product(query, key.swapaxes(-1, -2), scale=scale)
     if mask is not None:
         scores = cupy().where(mask, scores, -math.inf) if mask.dtype == bool else scores + mask
-    weights = _softmax("softmax", -1, (scores,), float(np.finfo(scores.dtype).min))
-    return product(_dropped(weights, dropout), value), weights
+    return _softmax("softmax", -1, (scores,), float(np.finfo(scores.dtype).min))
 
 
-def attention_backward(g, query, key, value, weights, dropout, scale):
-    """See ``plain.attention_backward``."""
-    dvalue = product(_dropped(weights, dropout).swapaxes(-1, -2), g)
-    dweights = product(g, value.swapaxes(-1, -2))
-    dscores = softmax_backward(_dropped(dweights, dropout), weights, -1)
-    return product(dscores, key, scale=scale), product(dscores.swapaxes(-1, -2), query, scale=scale), dvalue, dscores
+def _pieces(query, key):
+    """Slices of the queries with at most PIECE scores for each picture, and whether one holds all."""
+    rows = max(1, PIECE // max(1, math.prod(query.shape[1:-2]) * key.shape[-2]))
+    length = query.shape[-2]
+    return [slice(i, i + rows) for i in range(0, max(1, length), rows)], length <= rows
+
+
+def _part(x, rows):
+    """These rows of a mask or of dropout's factors, if they have any."""
+    return x if x is None or x.ndim < 2 or x.shape[-2] == 1 else x[..., rows, :]
 
 
 def _dropped(x, dropout):

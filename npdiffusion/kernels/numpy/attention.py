@@ -82,12 +82,12 @@ def attention(query, key, value, mask, dropout, scale):
 
 
 @one_blas_thread()
-def attention_backward(g, query, key, value, y, kept, mask, dropout, scale, need_scores=False):
-    """See ``plain.attention_backward``."""
+def attention_backward(g, query, key, value, y, weights, mask, dropout, scale, need_scores=False):
+    """See ``plain.attention_backward``; weights: what ``attention`` kept."""
     if not _weights_are_small(query, key, value):
-        return _Tiles(query, key, value, mask, dropout, scale).backward(g, y, kept, need_scores)
-    dscores = softmax_backward(dropped(product(g, value.swapaxes(-1, -2)), dropout), kept, -1)
-    dvalue = product(dropped(kept, dropout).swapaxes(-1, -2), g)
+        return _Tiles(query, key, value, mask, dropout, scale).backward(g, y, weights, need_scores)
+    dscores = softmax_backward(dropped(product(g, value.swapaxes(-1, -2)), dropout), weights, -1)
+    dvalue = product(dropped(weights, dropout).swapaxes(-1, -2), g)
     dquery, dkey = product(dscores, key), product(dscores.swapaxes(-1, -2), query)
     dquery *= scale  # here, and not in the scores, of which there are more
     dkey *= scale
