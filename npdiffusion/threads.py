@@ -44,36 +44,35 @@ class one_blas_thread(ContextDecorator):
     The first to enter tells BLAS, the last to leave tells it what held before.
     """
 
-    inside, before = [], ()  # the threads (more than once, where they enter again); libraries and numbers
+    inside, before = [], ()  # the threads (more than once, where they enter again); [(set_num_threads, n)]
 
     def __enter__(self):
         with _lock:
             self.inside.append(threading.get_ident())
             if len(self.inside) == 1:
-                one_blas_thread.before = [(library, n) for library in blas() if (n := library.get_num_threads()) != 1]
-                self.tell([(library, 1) for library, _ in self.before])
+                one_blas_thread.before = [(tell, n) for ask, tell in blas() if (n := ask()) != 1]
+                for tell, _ in self.before:
+                    tell(1)
 
     def __exit__(self, *exc):
         with _lock:
             self.inside.remove(threading.get_ident())
             if not self.inside:
-                self.tell(self.before)
-                one_blas_thread.before = ()
+                self.leave()
 
-    @staticmethod
-    def tell(numbers):
-        for library, n in numbers:
-            allow = getattr(library, "clear_controlling_thread", lambda force: None)
-            allow(force=True)  # threadpoolctl 3.8 would listen to one thread alone
-            library.set_num_threads(n)
-            allow(force=True)
+    def leave(self):
+        for tell, n in self.before:
+            tell(n)
+        one_blas_thread.before = ()
 
 
 @cache
 def blas():
-    """The BLAS libraries in this process."""
+    """Functions (get_num_threads, set_num_threads) of the BLAS libraries in this process."""
     from threadpoolctl import ThreadpoolController
-    return ThreadpoolController().select(user_api="blas").lib_controllers
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    # threadpoolctl 3.8's own set_num_threads would listen to one thread alone
+    return [(each.get_num_threads, getattr(each, "_real_set_num_threads", each.set_num_threads)) for each in libraries]
 
 
 def parallel(function, n):
@@ -148,7 +147,7 @@ def _in_child():
     _tasks, _workers = queue.SimpleQueue(), 0
     one_blas_thread.inside[:] = [thread for thread in one_blas_thread.inside if thread == threading.get_ident()]
     if not one_blas_thread.inside:
-        one_blas_thread.tell(one_blas_thread.before)
+        one_blas_thread().leave()
     _lock.release()
 
 

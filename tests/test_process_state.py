@@ -289,7 +289,7 @@ def affinity():
 
 
 def blas_threads():
-    return [library.get_num_threads() for library in blas()]
+    return [ask() for ask, _ in blas()]
 
 
 @pytest.fixture
@@ -361,8 +361,8 @@ def test_whichever_thread_leaves_its_kernel_last_blas_is_as_before(last):
 @needs_fork
 @pytest.mark.parametrize("theirs, ours", [(1, 0), (2, 0), (0, 1), (1, 1), (0, 2)])
 def test_a_fork_amid_kernels_leaves_blas_as_the_user_had_it(theirs, ours):
-    for library in blas():
-        library.set_num_threads(2)
+    for _, tell in blas():
+        tell(2)
     users = blas_threads()  # [2]; where BLAS has no threads [1]
     try:
         with ExitStack() as stack:
@@ -386,8 +386,8 @@ def test_a_fork_amid_kernels_leaves_blas_as_the_user_had_it(theirs, ours):
             assert in_child(child) == (ones if ours else users, users, ones, users)
         assert blas_threads() == users
     finally:
-        for library in blas():
-            library.set_num_threads(npdiffusion.get_num_threads())
+        for _, tell in blas():
+            tell(npdiffusion.get_num_threads())
 
 
 @needs_fork

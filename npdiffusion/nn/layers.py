@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import functional as F
 from ..functional._arguments import check_groups, ints, pair
+from ..kernels.numpy.layout import channels_last, to_nchw
 from ..random import default_generator
 from .module import Module, Parameter
 
@@ -40,6 +41,7 @@ class _Conv(Module):
         self.padding, self.dilation = padding, dilation
         shape = channels[0], channels[1] // groups, *self.kernel_size
         self.weight = _uniform(shape, math.prod(shape[1:]))
+        self.weight.data = to_nchw(channels_last(self.weight.data))  # the memory order of its products with images
         self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
 
 

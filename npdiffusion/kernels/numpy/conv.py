@@ -98,7 +98,7 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
     pieces = chunks(len(x), h, w * kh * kw * x.shape[3] * x.itemsize, _CHUNK_BYTES, get_num_threads())
 
     def run(start, stop):
-        dmatrix = None if cotangent is None else np.zeros((groups, taps, o), x.dtype)
+        dmatrix = None if cotangent is None else np.zeros((groups, o, taps), x.dtype)
         for chunk in pieces[start:stop]:
             n0, n1, r0, r1 = chunk
             columns = _columns(x, chunk, (kh, kw), w, stride, padding, dilation, groups)
@@ -111,7 +111,7 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
             if cotangent is not None:
                 rows = cotangent[n0:n1, r0:r1].reshape(-1, groups, o).swapaxes(0, 1)
                 product = scratch("product", dmatrix.shape, x.dtype)
-                dmatrix += np.matmul(columns.swapaxes(1, 2), rows, out=product)
+                dmatrix += np.matmul(rows.swapaxes(1, 2), columns, out=product)
         return dmatrix
 
     parts = parallel(run, len(pieces))
@@ -119,8 +119,7 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
     if cotangent is None:
         return y, None
     dmatrix = sum(parts)  # in the order of the threads: the same bits every time
-    dweight = dmatrix.reshape(groups, kh, kw, c, o).transpose(0, 4, 3, 1, 2).reshape(weight.shape)
-    return y, np.ascontiguousarray(dweight)
+    return y, to_nchw(dmatrix.reshape(out_channels, kh, kw, c))
 
 
 def _columns(x, chunk, kernel, w, stride, padding, dilation, groups):
@@ -205,7 +204,8 @@ def _flip(weight, groups):
     """(groups * o, c, kh, kw) -> (groups * c, o, kh, kw) with both taps reversed; its own inverse."""
     out_channels, c, kh, kw = weight.shape
     grouped = weight.reshape(groups, out_channels // groups, c, kh, kw)[..., ::-1, ::-1]
-    return np.ascontiguousarray(grouped.swapaxes(1, 2)).reshape(-1, out_channels // groups, kh, kw)
+    taps = np.ascontiguousarray(grouped.transpose(0, 3, 4, 1, 2))  # in the order of the columns
+    return taps.transpose(0, 4, 3, 1, 2).reshape(-1, out_channels // groups, kh, kw)
 
 
 def _flipped_padding(weight, padding, dilation):

@@ -112,15 +112,15 @@ def winograd(x, weight, bias, cotangent, size, padding, need_y=True):
     def transform_gradient(start, stop):  # of the filters of input channels start to stop
         total = sum(part[:, start:stop] for part in parts)  # in the threads' order: always the same bits
         taps = _transform(g.T, total.reshape(6, 6, -1), out=np.empty((3, 3, (stop - start) * o), x.dtype))
-        dweight[:, start:stop] = taps.reshape(3, 3, -1, o).transpose(3, 2, 0, 1)
+        dweight[..., start:stop] = taps.reshape(3, 3, -1, o).transpose(3, 0, 1, 2)
 
     if need_y:
         parallel(transform_filters, c)
     parts = parallel(run, len(pieces))
     if cotangent is not None:
-        dweight = np.empty((o, c, 3, 3), x.dtype)
+        dweight = np.empty((o, 3, 3, c), x.dtype)
         parallel(transform_gradient, c)
-    return to_nchw(y) if need_y else None, dweight if cotangent is not None else None
+    return to_nchw(y) if need_y else None, None if cotangent is None else to_nchw(dweight)
 
 
 def _tiles(image, side, down, across):
