@@ -14,7 +14,9 @@ from functools import cache, partial
 
 import numpy as np
 
-__all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num_threads"]
+__all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num_threads", "threads_for"]
+
+WORTH = 1 << 27  # multiplications, about a millisecond, from which on threads pay
 
 _tasks = queue.SimpleQueue()  # functions without arguments, for the workers
 _workers = 0
@@ -36,6 +38,15 @@ def set_num_threads(n):
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"set_num_threads expects an integer >= 1, got {n!r}")
     _num_threads = n
+
+
+def threads_for(work):
+    """Number of threads for so many multiplications (an element that is only read and written counts for 128).
+
+    One for little: waking another takes up to 0.1 ms, and when both call NumPy every few microseconds, each call may
+    have to wait for Python's lock.
+    """
+    return _num_threads if work >= WORTH else 1
 
 
 class one_blas_thread(ContextDecorator):
@@ -75,14 +86,14 @@ def blas():
     return [(each.get_num_threads, getattr(each, "_real_set_num_threads", each.set_num_threads)) for each in libraries]
 
 
-def parallel(function, n):
+def parallel(function, n, threads=None):
     """Call ``function(start, stop)`` on contiguous slices of range(n), one for each thread, and return the results.
 
     The calling thread works too, and takes the slices that no other has begun. The slices depend only on n and the
     number of threads, and the results come in their order: sums over them are the same bits every time. The first
     error is raised once nobody writes into the arrays any more.
     """
-    parts = min(_num_threads, n)
+    parts = min(threads or _num_threads, n)
     if parts <= 1:
         return [function(0, n)]
     results, finished = [None] * parts, queue.SimpleQueue()

@@ -84,8 +84,9 @@ def small_pieces(threads, small):
 
 
 # every module-level number of the kernels: sizes above which they cut up their work
-KERNEL_SIZES = [(module, name) for path, module in sorted(sys.modules.items()) if path.startswith(kernels.__name__)
-                for name, value in vars(module).items() if name.isupper() and isinstance(value, int)]
+KERNEL_SIZES = [(module, name) for path, module in sorted(sys.modules.items())
+                if path.startswith((kernels.__name__, "npdiffusion.threads"))
+                for name, value in vars(module).items() if name.isupper() and isinstance(value, int) and name != "LINE"]
 
 
 def _winograd_possible(images, weight_shape, size, stride, dilation, groups):

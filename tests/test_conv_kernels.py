@@ -108,14 +108,14 @@ def check_gradients(backward, g, x, weight, geometry, dx, dweight):
     dtype = x.dtype.name
     results = backward(g, x, weight, *geometry)
     assert_close(results[0], dx, dtype)
-    assert_close(results[1], dweight, dtype, channels_last=False)
+    assert_close(results[1], dweight, dtype)
     assert_close(results[2], g.sum((0, 2, 3)), dtype, channels_last=False)
     only_dx, *none = backward(g, x, weight, *geometry, needs=(True, False, False))
     assert none == [None, None]
     assert_close(only_dx, dx, dtype)
     none, only_dweight, also_none = backward(g, x, weight, *geometry, needs=(False, True, False))
     assert none is None and also_none is None
-    assert_close(only_dweight, dweight, dtype, channels_last=False)
+    assert_close(only_dweight, dweight, dtype)
 
 
 def check_conv(x, weight, bias, rng, stride, padding, dilation, groups, layout="nhwc"):
@@ -245,7 +245,7 @@ def test_winograd_of_any_size(
     for result in (both[0], only_y):
         assert_close(result, y, dtype)
     for result in (both[1], only_dweight):
-        assert_close(result, dweight, dtype, channels_last=False)
+        assert_close(result, dweight, dtype)
 
 
 # ---- the fast paths, by name ----------------------------------------------------------------------------

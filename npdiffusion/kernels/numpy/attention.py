@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from ...threads import get_num_threads, one_blas_thread, parallel, scratch
+from ...threads import one_blas_thread, parallel, scratch, threads_for
 from ..plain.attention import dropped
-from .elementwise import LARGE
+from .elementwise import MOVED
 from .product import product
 from .windows import chunks
 
@@ -18,10 +18,8 @@ SAFE = 64  # e^±64 is far from overflow and underflow, and so are its sums
 
 def _over_batch(function, axis, out, *arrays):
     """function(axis, out, *arrays) on slices of the first axis, if that is not the one to reduce over."""
-    if out.size < LARGE // 4 or axis % out.ndim == 0:
-        function(axis, out, *arrays)
-    else:
-        parallel(lambda start, stop: function(axis, out[start:stop], *(a[start:stop] for a in arrays)), len(out))
+    threads = 1 if axis % out.ndim == 0 else threads_for(4 * MOVED * out.size)
+    parallel(lambda start, stop: function(axis, out[start:stop], *(a[start:stop] for a in arrays)), len(out), threads)
     return out
 
 
@@ -172,12 +170,12 @@ class _Tiles:
                 q = np.multiply(self.query[at], self.scale, order="C")
                 function(at, q, np.ascontiguousarray(self.key[at]), np.ascontiguousarray(self.value[at]))
 
-        each = math.prod(self.shape[1:])
+        each, threads = math.prod(self.shape[1:]), threads_for(4 * MOVED * math.prod(self.shape))
         if self.stack and 0 < each <= TILE:
-            pieces = [slice(n0, n1) for n0, n1, _, _ in chunks(self.stack[0], 1, each, TILE, get_num_threads())]
+            pieces = [slice(n0, n1) for n0, n1, _, _ in chunks(self.stack[0], 1, each, TILE, threads)]
         else:
             pieces = [*np.ndindex(self.stack)]
-        parallel(run, len(pieces))
+        parallel(run, len(pieces), threads)
 
     def tiles(self):
         """(rows, [columns, ...]) that cover each matrix."""

@@ -16,10 +16,10 @@ follows from the result's size.
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ...threads import get_num_threads, one_blas_thread, parallel, scratch
-from .elementwise import LARGE
+from ...threads import one_blas_thread, parallel, scratch, threads_for
+from .elementwise import MOVED
 from .layout import channels_last, pixel_rows, sums_over_pixels, to_nchw
-from .windows import chunks, padded
+from .windows import chunks, padded, threads_for_columns
 from .winograd import fits_winograd, winograd, winograd_pays
 
 _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
@@ -46,7 +46,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
         cotangent = x if need_weight else None
         dx, dflipped = _gather(g, flipped, None, cotangent, x.shape[2:], stride, front, dilation, groups)
         if need_weight and np.isfinite(np.vdot(dflipped, dflipped)):
-            return dx, _flip(dflipped, groups), dbias
+            return dx, to_nchw(channels_last(_flip(dflipped, groups))), dbias
     elif need_input:
         dx = _scatter(g, weight, None, x.shape[2:], stride, padding, dilation, groups)
     if need_weight:
@@ -95,7 +95,8 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
     matrix = weight.reshape(groups, o, c, kh, kw).transpose(0, 3, 4, 2, 1).reshape(groups, taps, o)
     y = np.empty((len(x), h, w, out_channels), x.dtype) if need_y else None
     bias_row = None if bias is None else np.tile(bias, w)  # one long run adds faster than w short ones
-    pieces = chunks(len(x), h, w * kh * kw * x.shape[3] * x.itemsize, _CHUNK_BYTES, get_num_threads())
+    threads = threads_for_columns(len(x) * h * w, taps, out_channels)
+    pieces = chunks(len(x), h, w * kh * kw * x.shape[3] * x.itemsize, _CHUNK_BYTES, threads)
 
     def run(start, stop):
         dmatrix = None if cotangent is None else np.zeros((groups, o, taps), x.dtype)
@@ -114,7 +115,7 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
                 dmatrix += np.matmul(rows.swapaxes(1, 2), columns, out=product)
         return dmatrix
 
-    parts = parallel(run, len(pieces))
+    parts = parallel(run, len(pieces), threads)
     y = to_nchw(y) if need_y else None
     if cotangent is None:
         return y, None
@@ -183,12 +184,13 @@ def _scatter(x, weight, bias, size, stride, padding, dilation, groups):
                 source_pixels, pixels = _landing(j * dilation[1] - padding[1], stride[1], size[1], 0, w)
                 target[:, rows, pixels] += values[:, source_rows, source_pixels, i, j]
 
+    threads = threads_for_columns(count * h * w, channels, taps)
     untouched = tuple(dilation) == (1, 1) and tuple(padding) == (0, 0) and tuple(size) == (h * kh, w * kw)
     if tuple(stride) == (kh, kw) and untouched:
-        pieces = chunks(count, h, row_bytes, _CHUNK_BYTES, get_num_threads())
-        parallel(tile, len(pieces))
+        pieces = chunks(count, h, row_bytes, _CHUNK_BYTES, threads)
+        parallel(tile, len(pieces), threads)
     else:
-        parallel(accumulate, count)
+        parallel(accumulate, count, threads)
     return to_nchw(y)
 
 
@@ -204,8 +206,7 @@ def _flip(weight, groups):
     """(groups * o, c, kh, kw) -> (groups * c, o, kh, kw) with both taps reversed; its own inverse."""
     out_channels, c, kh, kw = weight.shape
     grouped = weight.reshape(groups, out_channels // groups, c, kh, kw)[..., ::-1, ::-1]
-    taps = np.ascontiguousarray(grouped.transpose(0, 3, 4, 1, 2))  # in the order of the columns
-    return taps.transpose(0, 4, 3, 1, 2).reshape(-1, out_channels // groups, kh, kw)
+    return grouped.swapaxes(1, 2).reshape(-1, out_channels // groups, kh, kw)
 
 
 def _flipped_padding(weight, padding, dilation):
@@ -215,7 +216,5 @@ def _flipped_padding(weight, padding, dilation):
 
 def channel_sums(x):
     """Σ x over samples and pixels, the gradient of a bias: (N, C, H, W) -> (C,)."""
-    rows, c = pixel_rows(x), x.shape[1]
-    if x.size < LARGE:
-        return sums_over_pixels(rows, c).sum(0)
-    return sum(parallel(lambda start, stop: sums_over_pixels(rows[start:stop], c).sum(0), len(rows)))
+    rows, c, threads = pixel_rows(x), x.shape[1], threads_for(MOVED * x.size)
+    return sum(parallel(lambda start, stop: sums_over_pixels(rows[start:stop], c).sum(0), len(rows), threads))

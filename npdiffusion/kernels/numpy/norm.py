@@ -6,21 +6,33 @@ Python's lock.
 
 import numpy as np
 
-from ...threads import one_blas_thread, parallel, scratch
+from ...threads import one_blas_thread, parallel, scratch, threads_for
+from .elementwise import MOVED
 from .layout import pixel_rows, sums_over_pixels, to_nchw
+from .windows import chunks
 
-PIECE = 1 << 19  # elements worked on at a time, so that they and the scratch buffers stay in cache
+PIECE = 1 << 21  # bytes worked on at a time, so that they and the scratch buffers stay in cache
 
 
 def _in_pieces(function, rows):
-    """Call function(slice of samples) for pieces of the batch, in parallel."""
-    step = max(1, PIECE // rows[0].size)
+    """[(samples, function(samples, rows))] for slices of rows (N, R, r·C), in parallel."""
+    n, length, width = rows.shape
+    threads = threads_for(2 * MOVED * rows.size)  # as many walks over memory, and tanh
+    pieces = [(slice(n0, n1), slice(r0, r1))
+              for n0, n1, r0, r1 in chunks(n, length, width * rows.itemsize, PIECE, threads)]
 
     def run(start, stop):
-        for i in range(start, stop, step):
-            function(slice(i, min(i + step, stop)))
+        return [(piece[0], function(*piece)) for piece in pieces[start:stop]]
 
-    parallel(run, len(rows))
+    return sum(parallel(run, len(pieces), threads), [])
+
+
+def _sums(function, rows, c):
+    """Two sums over the pixels of each sample and channel, (2, N, C), from a function that gives them for a piece."""
+    total = np.zeros((2, len(rows), c), rows.dtype)
+    for samples, sums in _in_pieces(function, rows):  # in the same order every time
+        total[:, samples] += sums
+    return total
 
 
 def _repeat(factor, rows):
@@ -30,10 +42,10 @@ def _repeat(factor, rows):
 
 
 def _group_means(sums, groups, pixels):
-    """Sums per channel (n, C) -> means over each group, given to each of its channels (n, C)."""
-    n, c = sums.shape
-    means = sums.reshape(n, groups, -1).sum(2) / (pixels * (c // groups))
-    return means.repeat(c // groups, axis=1)
+    """Sums per channel (..., C) -> means over each group, given to each of its channels (..., C)."""
+    *outer, c = sums.shape
+    means = sums.reshape(*outer, groups, -1).sum(-1) / (pixels * (c // groups))
+    return means.repeat(c // groups, axis=-1)
 
 
 def _conditioned(weight, bias, scale_shift):
@@ -54,26 +66,20 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     out = np.empty((n, h, w, c), x.dtype)
     ys = out.reshape(xs.shape)
     weight, bias, _ = _conditioned(weight, bias, scale_shift)
-    sums, squares = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
 
-    def add_up(rows, s):
+    def moments(rows):
         square = np.multiply(rows, rows, out=scratch("norm", rows.shape, rows.dtype))
-        sums[s], squares[s] = sums_over_pixels(rows, c), sums_over_pixels(square, c)
+        return sums_over_pixels(rows, c), sums_over_pixels(square, c)
 
-    def add_up_centred(s):
-        np.subtract(xs[s], _repeat(mu[s], xs), out=ys[s])
-        add_up(ys[s], s)
+    def centred_moments(*s):
+        return moments(np.subtract(xs[s], _repeat(mu, xs)[s[0]], out=ys[s]))
 
-    def moments():
-        mean = _group_means(sums, groups, h * w)
-        return mean, _group_means(squares, groups, h * w) - mean * mean
-
-    _in_pieces(lambda s: add_up(xs[s], s), xs)
-    mu, var = moments()
+    mu, squares = _group_means(_sums(lambda *s: moments(xs[s]), xs, c), groups, h * w)
+    var = squares - mu * mu
     if (mu * mu > 1e3 * var).any():  # the difference has lost digits: once more, centred
-        _in_pieces(add_up_centred, xs)
-        rest, var = moments()
-        mu += rest
+        rest, squares = _group_means(_sums(centred_moments, xs, c), groups, h * w)
+        var = squares - rest * rest
+        mu = mu + rest
     rstd = 1 / np.sqrt(var + eps)
     scale = weight * rstd
     shift = bias - mu * scale
@@ -81,9 +87,9 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
         scale, shift = 0.5 * scale, 0.5 * shift
     scale, shift = _repeat(scale, xs), _repeat(shift, xs)
 
-    def normalise(s):
-        y = np.multiply(xs[s], scale[s], out=ys[s])
-        y += shift[s]
+    def normalise(samples, rows):
+        y = np.multiply(xs[samples, rows], scale[samples], out=ys[samples, rows])
+        y += shift[samples]
         if silu:
             t = np.tanh(y, out=scratch("norm", y.shape, y.dtype))
             t += 1
@@ -104,36 +110,36 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     slope = factor * rstd
     part = 0.5 if silu else 1.0  # of y that half is, and of d that is first computed
     half_slope, half_level = _repeat(part * slope, xs), _repeat(part * (summand - mean * slope), xs)
-    sums, products = np.empty((n, c), x.dtype), np.empty((n, c), x.dtype)
 
-    def undo_silu(s):
-        d, buffer = dxs[s], scratch("norm", xs[s].shape, x.dtype)
+    def undo_silu(samples, rows):
+        x, g, d = xs[samples, rows], gs[samples, rows], dxs[samples, rows]
+        buffer = scratch("norm", x.shape, x.dtype)
         if silu:  # with half = y/2 and t = tanh(half): silu'(y) = (1 + t + half·(1 − t²))/2; d takes twice that
-            half = np.multiply(xs[s], half_slope[s], out=buffer)
-            half += half_level[s]
+            half = np.multiply(x, half_slope[samples], out=buffer)
+            half += half_level[samples]
             t = np.tanh(half, out=scratch("tanh", d.shape, d.dtype))
             np.multiply(t, t, out=d)
             np.subtract(1, d, out=d)
             d *= half
             d += t
             d += 1
-            d *= gs[s]
+            d *= g
         else:
-            np.copyto(d, gs[s])
-        sums[s], products[s] = sums_over_pixels(d, c), sums_over_pixels(np.multiply(d, xs[s], out=buffer), c)
+            np.copyto(d, g)
+        return sums_over_pixels(d, c), sums_over_pixels(np.multiply(d, x, out=buffer), c)
 
-    _in_pieces(undo_silu, xs)
-    sums *= part  # now B
-    along = rstd * (part * products - mean * sums)  # A
-    along_x = rstd * rstd * _group_means(along * factor, groups, h * w)
-    level = mean * along_x - rstd * _group_means(sums * factor, groups, h * w)
+    sums, products = part * _sums(undo_silu, xs, c)  # B, and Σ d x
+    along = rstd * (products - mean * sums)  # A
+    means = _group_means(np.stack([along * factor, sums * factor]), groups, h * w)
+    along_x = rstd * rstd * means[0]
+    level = mean * along_x - rstd * means[1]
     along_x, level = _repeat(along_x, xs), _repeat(level, xs)
 
-    def undo_norm(s):
-        d = dxs[s]
-        d *= half_slope[s]
-        d -= np.multiply(xs[s], along_x[s], out=scratch("norm", d.shape, d.dtype))
-        d += level[s]
+    def undo_norm(samples, rows):
+        d = dxs[samples, rows]
+        d *= half_slope[samples]
+        d -= np.multiply(xs[samples, rows], along_x[samples], out=scratch("norm", d.shape, d.dtype))
+        d += level[samples]
 
     _in_pieces(undo_norm, xs)
     dscale_shift = None if scale_shift is None else np.concatenate([along * weight + sums * bias, sums], 1)

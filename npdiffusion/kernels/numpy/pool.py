@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from ...threads import parallel
+from ...threads import parallel, threads_for
 from ..plain.windows import taps
+from .elementwise import MOVED
 from .layout import channels_last, to_nchw
 
 
@@ -28,7 +29,7 @@ def max_pool2d(x, size, kernel, stride, padding, dilation):
         for tap in others:
             np.maximum(y, tap, out=y)
 
-    parallel(run, len(x))
+    parallel(run, len(x), threads_for(MOVED * x.size))
     return out
 
 
@@ -51,7 +52,7 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
             else:
                 np.multiply(whole[start:stop], hit, out=dtap.view(bits))
 
-    parallel(run, len(x))
+    parallel(run, len(x), threads_for(MOVED * x.size))
     return out[inside]
 
 

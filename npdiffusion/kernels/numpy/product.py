@@ -5,9 +5,7 @@ OpenBLAS's own threads spin for milliseconds after each product, and would take 
 
 import numpy as np
 
-from ...threads import one_blas_thread, parallel
-
-LARGE = 1 << 24  # multiplications; below, waking a thread costs more than it brings
+from ...threads import one_blas_thread, parallel, threads_for
 
 
 @one_blas_thread()
@@ -19,8 +17,8 @@ def matmul(a, b):
 def product(a, b, bias=None):
     """a @ b, plus a bias for each column or None."""
     stacked = a.ndim > 2 or b.ndim > 2
-    small = a.size * b.shape[-1] < LARGE
-    if small or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
+    threads = threads_for(8 * a.size * b.shape[-1])  # as a single call of NumPy each thread gains sooner
+    if threads == 1 or min(a.ndim, b.ndim) < 2 or (stacked and a.shape[:-2] != b.shape[:-2]):
         y = np.matmul(a, b)
         return y if bias is None else np.add(y, bias, out=y)
     out = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
@@ -30,7 +28,7 @@ def product(a, b, bias=None):
         if bias is not None:
             y += bias
 
-    parallel(rows, len(a))
+    parallel(rows, len(a), threads)
     return out
 
 

@@ -1,6 +1,11 @@
 """What the kernels that slide windows over images share: cache-sized chunks and zero padding."""
 
-from ...threads import scratch
+from ...threads import scratch, threads_for
+
+
+def threads_for_columns(pixels, taps, channels):
+    """``threads_for`` the products of a convolution's columns with its weights, and for moving columns and results."""
+    return threads_for(pixels * (taps * channels + 64 * (taps + channels)))
 
 
 def chunks(images, rows, row_bytes, chunk_bytes, threads):

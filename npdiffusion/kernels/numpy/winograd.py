@@ -23,10 +23,10 @@ own size (root mean square; single ones ten times that), and infinity or NaN fil
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ...threads import get_num_threads, parallel, scratch
-from .elementwise import LARGE
+from ...threads import parallel, scratch, threads_for
+from .elementwise import MOVED
 from .layout import channels_last, to_nchw
-from .windows import chunks, padded
+from .windows import chunks, padded, threads_for_columns
 
 # Section 4.3 of the paper: interpolation at the points 0, 1, -1, 2, -2 and infinity.
 _BT = np.array(
@@ -62,7 +62,7 @@ def fits_winograd(x, even):
     times as large as another."""
     pixels, limit = channels_last(x).reshape(-1, x.shape[1]), _CONTRAST / np.finfo(x.dtype).eps
     squares_of = lambda start, stop: np.vecdot(pixels[start:stop], pixels[start:stop])
-    squares = np.concatenate(parallel(squares_of, len(pixels))) if x.size > LARGE else squares_of(0, len(pixels))
+    squares = np.concatenate(parallel(squares_of, len(pixels), threads_for(MOVED * x.size)))
     return squares.max() < np.inf and (not even or squares.max() <= limit ** 2 * squares.min())
 
 
@@ -76,7 +76,8 @@ def winograd(x, weight, bias, cotangent, size, padding, need_y=True):
     (count, _, _, c), o, (h, w) = x.shape, len(weight), size
     across, down = -(-w // 4), -(-h // 4)  # tiles in a row and rows of tiles; the last ones may overhang
     bt, g, a = (matrix.astype(x.dtype) for matrix in (_BT, _G, _A))
-    pieces = chunks(count, down, 36 * across * (c + o) * x.itemsize, _CHUNK_BYTES, get_num_threads())
+    threads = threads_for_columns(count * h * w, 9 * c, o)
+    pieces = chunks(count, down, 36 * across * (c + o) * x.itemsize, _CHUNK_BYTES, threads)
     filters = np.empty((6, 6, c * o), x.dtype)
     y = np.empty((count, h, w, o), x.dtype) if need_y else None
 
@@ -115,11 +116,11 @@ def winograd(x, weight, bias, cotangent, size, padding, need_y=True):
         dweight[..., start:stop] = taps.reshape(3, 3, -1, o).transpose(3, 0, 1, 2)
 
     if need_y:
-        parallel(transform_filters, c)
-    parts = parallel(run, len(pieces))
+        parallel(transform_filters, c, threads_for(MOVED * filters.size))
+    parts = parallel(run, len(pieces), threads)
     if cotangent is not None:
         dweight = np.empty((o, 3, 3, c), x.dtype)
-        parallel(transform_gradient, c)
+        parallel(transform_gradient, c, threads_for(MOVED * filters.size))
     return to_nchw(y) if need_y else None, None if cotangent is None else to_nchw(dweight)
 
 
