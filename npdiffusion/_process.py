@@ -1,9 +1,11 @@
 """Settings of this process that the kernels' speed depends on, made when npdiffusion is imported.
 
 - The OpenBLAS in NumPy's wheels chooses its kernels by a list of known processors and falls back to AVX2 for newer
-  ones (AMD's Zen 5, for one), which halves the speed of everything here. OPENBLAS_CORETYPE overrides the choice, but
-  only while NumPy is first imported. So NumPy is imported here with the variable set, which is then taken back: child
-  processes do not inherit it. If NumPy is there already, or you have set the variable yourself, nothing is done.
+  ones (AMD's Zen 5, for one), which halves the speed of everything here. OPENBLAS_CORETYPE overrides the choice.
+- OpenBLAS's threads wait for their next product spinning, 26 ms long, on cores that our own threads need. With
+  OPENBLAS_THREAD_TIMEOUT they wait 2^20 of the processor's cycles, and small tensors may be left to them.
+- Both count only while NumPy is first imported. So NumPy is imported here with them set, and they are then taken back:
+  child processes do not inherit them. If NumPy is there already, or you have set them yourself, nothing is done.
 - glibc gives large blocks back to the system as soon as they are freed, and every step of a training would have to
   ask for them again, page by page. It is told to keep up to 1 GiB.
 
@@ -16,7 +18,7 @@ import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
-CHOICE = "OPENBLAS_CORETYPE"
+TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 
 
 def processor_flags():
@@ -28,14 +30,18 @@ def processor_flags():
         return set()
 
 
-def choose_blas_kernels():
-    """Import NumPy with the AVX-512 kernels of its OpenBLAS, if the processor has what they need."""
-    if "numpy" not in sys.modules and CHOICE not in os.environ and AVX512 <= processor_flags():
-        os.environ[CHOICE] = "SkylakeX"
-        try:
-            import numpy  # noqa: F401
-        finally:
-            del os.environ[CHOICE]
+def import_numpy():
+    """Import NumPy with threads of its OpenBLAS that soon sleep, and AVX-512 kernels if the processor can run them."""
+    settings = {TIMEOUT: "20"} | ({"OPENBLAS_CORETYPE": "SkylakeX"} if AVX512 <= processor_flags() else {})
+    new = [name for name in settings if name not in os.environ]
+    for name in new:
+        os.environ[name] = settings[name]
+    try:
+        import numpy  # noqa: F401
+    finally:
+        for name in new:
+            del os.environ[name]
+    return TIMEOUT in new
 
 
 def keep_memory():
@@ -45,6 +51,7 @@ def keep_memory():
         ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
+blas_threads_sleep = False  # soon after each product
 if os.environ.get("NPDIFFUSION_KEEP_PROCESS", "0") in ("", "0"):
-    choose_blas_kernels()
+    blas_threads_sleep = "numpy" not in sys.modules and import_numpy()
     keep_memory()

@@ -1,7 +1,8 @@
 """Threads for the NumPy kernels: the batch is split over a few Python threads.
 
 NumPy releases the GIL inside ufuncs, copies and BLAS calls, so plain Python threads do run side by side there. Two
-levels of threads would fight for the cores, so BLAS itself is held at one thread while a kernel runs its own.
+levels of threads would fight for the cores, so BLAS itself is held at one thread while a kernel runs its own. Where
+tensors are too small for that, BLAS may use its threads, if they do not keep the cores busy afterwards.
 """
 
 import math
@@ -13,6 +14,8 @@ from contextvars import copy_context
 from functools import cache, partial
 
 import numpy as np
+
+from ._process import blas_threads_sleep
 
 __all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num_threads", "threads_for"]
 
@@ -50,14 +53,24 @@ def threads_for(work):
 
 
 class one_blas_thread(ContextDecorator):
-    """Context, or decorator of a kernel, in which BLAS uses one thread: those that multiply matrices want it.
+    """Context, or decorator of a kernel, in which BLAS uses one thread; or, with ``or_ours``, as many as we may use,
+    until ``parallel`` begins.
 
     The first to enter tells BLAS, the last to leave tells it what held before.
     """
 
     inside, before = [], ()  # the threads (more than once, where they enter again); [(set_num_threads, n)]
 
+    def __init__(self, or_ours=False):
+        self.or_ours = or_ours
+
+    def _recreate_cm(self):
+        return one_blas_thread(self.or_ours)  # ContextDecorator would share one among calls
+
     def __enter__(self):
+        self.free = self.or_ours and blas_threads_sleep and all([ask() <= _num_threads for ask, _ in blas()])
+        if self.free:
+            return
         with _lock:
             self.inside.append(threading.get_ident())
             if len(self.inside) == 1:
@@ -66,6 +79,8 @@ class one_blas_thread(ContextDecorator):
                     tell(1)
 
     def __exit__(self, *exc):
+        if self.free:
+            return
         with _lock:
             self.inside.remove(threading.get_ident())
             if not self.inside:
@@ -108,11 +123,13 @@ def parallel(function, n, threads=None):
                 finished.put(error)
 
     _hire(parts - 1)
-    for _ in range(parts - 1):
-        _tasks.put(partial(copy_context().run, work))  # NumPy's errstate, and all else that is this thread's own
-    with _on_core(0):
-        work()
-    for error in [finished.get() for _ in range(parts)]:
+    with one_blas_thread():
+        for _ in range(parts - 1):
+            _tasks.put(partial(copy_context().run, work))  # NumPy's errstate, and all else that is this thread's own
+        with _on_core(0):
+            work()
+        errors = [finished.get() for _ in range(parts)]
+    for error in errors:
         if error is not None:
             raise error
     return results

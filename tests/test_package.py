@@ -94,10 +94,11 @@ def test_rooms_are_opened_when_they_are_asked_for():
 # The process
 
 
-def test_blas_kernels_are_chosen_for_this_process_only():
-    code = "import npdiffusion, os; print(os.environ.get('OPENBLAS_CORETYPE'))"
-    assert run(code, OPENBLAS_CORETYPE="Nehalem") == "Nehalem"  # your choice stands
-    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+@pytest.mark.parametrize("name, value", [("OPENBLAS_CORETYPE", "Nehalem"), ("OPENBLAS_THREAD_TIMEOUT", "10")])
+def test_blas_is_set_up_for_this_process_only(name, value):
+    code = f"import npdiffusion, os; print(os.environ.get({name!r}))"
+    assert run(code, **{name: value}) == value  # your choice stands
+    environment = {k: v for k, v in os.environ.items() if k != name}
     for first in ("", "import numpy; "):
         result = subprocess.run([sys.executable, "-c", first + code], capture_output=True, text=True, check=True,
                                 cwd=ROOT, env=environment)
@@ -126,7 +127,7 @@ sys.modules["npdiffusion"].__path__ = [{str(PACKAGE)!r}]
 import npdiffusion._process as process
 print(seen, process.AVX512 <= process.processor_flags())
 """
-    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
     environment["NPDIFFUSION_KEEP_PROCESS"] = "1" if keep else "0"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
                           env=environment).stdout
@@ -135,6 +136,7 @@ print(seen, process.AVX512 <= process.processor_flags())
     else:
         assert ("mallopt" in said) == (sys.platform == "linux")
         assert ("OPENBLAS_CORETYPE" in said) == said.strip().endswith("True")
+        assert "OPENBLAS_THREAD_TIMEOUT" in said
 
 
 # What is shipped

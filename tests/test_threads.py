@@ -18,8 +18,8 @@ from npdiffusion import threads
 """
 
 
-def in_a_process(cores, code):
-    code = MACHINE.format(cores=cores) + code
+def in_a_process(cores, code, before=""):
+    code = before + MACHINE.format(cores=cores) + code
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")
 
 
@@ -58,3 +58,20 @@ threads.parallel(lambda start, stop: None, 3)
 print(masks[threading.get_ident()] is mine)
 """)
     assert said[:2] == ["{}", "True"]
+
+
+BLAS = """
+def counts(*_):
+    return [ask() for ask, _ in threads.blas()]
+for _, tell in threads.blas():
+    tell(2)
+kernel = threads.one_blas_thread(or_ours=True)(lambda: [counts(), *threads.parallel(counts, 1), *threads.parallel(counts, 2)])
+for ours in (2, 1):
+    threads.set_num_threads(ours)
+    print([*map(sum, kernel()), sum(counts())])
+"""
+
+
+def test_blas_has_its_threads_where_ours_do_not_run_if_it_lets_go_of_the_cores():
+    assert in_a_process([0, 1], BLAS)[:2] == ["[2, 2, 1, 1, 2]", "[1, 1, 1, 2]"]
+    assert in_a_process([0, 1], BLAS, before="import numpy")[:2] == ["[1, 1, 1, 1, 2]", "[1, 1, 1, 2]"]  # too late

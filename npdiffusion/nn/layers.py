@@ -7,7 +7,6 @@ import numpy as np
 
 from .. import functional as F
 from ..functional._arguments import check_groups, ints, pair
-from ..kernels.numpy.layout import channels_last, to_nchw
 from ..random import default_generator
 from .module import Module, Parameter
 
@@ -41,7 +40,8 @@ class _Conv(Module):
         self.padding, self.dilation = padding, dilation
         shape = channels[0], channels[1] // groups, *self.kernel_size
         self.weight = _uniform(shape, math.prod(shape[1:]))
-        self.weight.data = to_nchw(channels_last(self.weight.data))  # the memory order of its products with images
+        channels_last = np.ascontiguousarray(self.weight.data.transpose(0, 2, 3, 1))
+        self.weight.data = channels_last.transpose(0, 3, 1, 2)  # in memory as images are: no kernel can see to that
         self.bias = _uniform((out_channels,), math.prod(shape[1:])) if bias else None
 
 

@@ -25,13 +25,13 @@ from .winograd import fits_winograd, winograd, winograd_pays
 _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
 
 
-@one_blas_thread()
+@one_blas_thread(or_ours=True)
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
     """See ``plain.conv2d``."""
     return _gather(x, weight, bias, None, size, stride, padding, dilation, groups, even=True)[0]
 
 
-@one_blas_thread()
+@one_blas_thread(or_ours=True)
 def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """See ``plain.conv2d_backward``.
 
@@ -54,7 +54,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
     return dx, dweight, dbias
 
 
-@one_blas_thread()
+@one_blas_thread(or_ours=True)
 def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
     """See ``plain.conv_transpose2d``."""
     if tuple(stride) == (1, 1):
@@ -63,7 +63,7 @@ def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
     return _scatter(x, weight, bias, size, stride, padding, dilation, groups)
 
 
-@one_blas_thread()
+@one_blas_thread(or_ours=True)
 def conv_transpose2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """See ``plain.conv_transpose2d_backward``. One gather gives dx and dweight."""
     need_input, need_weight, need_bias = needs

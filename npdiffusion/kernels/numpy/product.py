@@ -8,7 +8,7 @@ import numpy as np
 from ...threads import one_blas_thread, parallel, threads_for
 
 
-@one_blas_thread()
+@one_blas_thread(or_ours=True)
 def matmul(a, b):
     """a @ b by NumPy's rules, split over the first axis of stacks, or rows of a."""
     return product(a, b)
@@ -32,13 +32,13 @@ def product(a, b, bias=None):
     return out
 
 
-@one_blas_thread()
+@one_blas_thread(or_ours=True)
 def linear(x, weight, bias):
     """x weightᵀ + bias: x (n, in), weight (out, in), bias (out,) or None."""
     return product(x, weight.T, bias)
 
 
-@one_blas_thread()
+@one_blas_thread(or_ours=True)
 def linear_backward(g, x, weight, need_input=True):
     """dx, dweight and dbias of <g, x weightᵀ + bias>; dx is None if not needed."""
     return product(g, weight) if need_input else None, product(g.T, x), g.sum(0)
