@@ -5,7 +5,6 @@ leave the model's mode, the scheduler's timesteps and their inputs as they were.
 """
 
 import copy
-import functools
 import operator
 from contextlib import contextmanager
 
@@ -51,21 +50,10 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     walk = copy.copy(scheduler)  # the caller's keeps its timesteps
     if num_inference_steps is not None:
         walk.set_timesteps(num_inference_steps)
-    steps = np.array([(t, walk.previous_timestep(t)) for t in walk.timesteps.tolist()])
-    steps = np.broadcast_to(steps[:, :, None], (*steps.shape, len(x)))
-    return reverse(model, scheduler, x, steps, labels, guidance_scale, generator, progress)[0]
+    levels = np.repeat(np.append(walk.timesteps, -1)[:, None], len(x), 1)
+    return reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress)[0]
 
 
-def on_the_models_device(denoise):
-    """``denoise`` for pictures on any device: they are moved to the model's, and the result back."""
-    @functools.wraps(denoise)
-    def moved(model, scheduler, noisy, *args, **options):
-        x0 = denoise(model, scheduler, to_device(noisy, getattr(model, "device", "cpu")), *args, **options)
-        return to_device(x0, noisy)
-    return moved
-
-
-@on_the_models_device
 def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_steps=None, labels=None,
             guidance_scale=1.0, *, sigma=None, noise_level=None, generator=None, progress=False):
     """Estimate x_0 from noisy pictures: the reverse process, started at the level of their noise.
@@ -102,6 +90,7 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
 
     Returns the estimate, an array like ``noisy`` and on its device, on the scale of x_0, clipped to [-1, 1].
     """
+    place, noisy = device_of(noisy), to_device(noisy, getattr(model, "device", "cpu"))
     check_sample(noisy, "noisy")
     check_shape(noisy.shape)
     if not array_module(noisy).isfinite(noisy).all():
@@ -122,11 +111,11 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         levels = np.broadcast_to(t if isinstance(t, int) else to_device(t, "cpu"), len(x))
         order = np.argsort(-levels, kind="stable")
         there, back = to_device(order, x), to_device(np.argsort(order), x)
-        steps = steps_down(levels[order], num_inference_steps or most)
+        levels = levels_down(levels[order], num_inference_steps or most)
         # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
-        x0 = reverse(model, kind.from_config(scheduler.config), x[there], steps,
+        x0 = reverse(model, kind.from_config(scheduler.config), x[there], levels,
                      None if labels is None else labels[there], guidance_scale, generator, progress)[1][back]
-    return x0.clip(-1.0, 1.0)
+    return to_device(x0.clip(-1.0, 1.0), place)
 
 
 def at_level(scheduler, noisy, t, sigma, noise_level):
@@ -147,36 +136,34 @@ def at_level(scheduler, noisy, t, sigma, noise_level):
     return to_device(shrink, noisy) * noisy, t
 
 
-def steps_down(levels, most):
-    """The levels that pictures visit on their way down from ``levels`` (N,), in at most so many steps.
+def levels_down(levels, most):
+    """The levels (K + 1, N) that pictures visit on their way down from ``levels`` (N,), in K steps, at most so many.
 
-    Returns (K, 2, N) integers: where each of K passes begins and ends for each picture. All end together at x_0, level
-    -1; those with fewer levels to visit wait at theirs at first, so that different levels cost no more than the
-    highest one.
+    All end together at x_0, level -1; those with fewer levels to visit wait at theirs at first, so that different
+    levels cost no more than the highest one.
     """
     paths = {t: [*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in set(levels.tolist())}
     longest = max(map(len, paths.values()))
-    visited = np.array([[t] * (longest - len(paths[t])) + paths[t] for t in levels.tolist()]).T
-    return np.stack([visited[:-1], visited[1:]], 1)
+    return np.array([[t] * (longest - len(paths[t])) + paths[t] for t in levels.tolist()]).T
 
 
-def reverse(model, scheduler, x, steps, labels, guidance_scale, generator, progress):
+def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress):
     """The reverse process: Ho et al. 2020, algorithm 2, lines 2 to 5, with the step of either scheduler.
 
-    x: (N, C, H, W). steps: (K, 2, N) integers on the CPU: pass k takes picture n from level steps[k, 0, n] down to
-    steps[k, 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step.
+    x: (N, C, H, W). levels: (K + 1, N) integers on the CPU: pass k takes picture n from levels[k, n] down to
+    levels[k + 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step.
     """
     x, x0 = x.copy(), x.copy()
-    t, alpha_bars = to_device(np.ascontiguousarray(steps[:, 0]), x), to_device(scheduler.alpha_bars_at(steps), x)
+    t, alpha_bars = to_device(np.ascontiguousarray(levels), x), to_device(scheduler.alpha_bars_at(levels), x)
     with evaluating(model):
-        for k in tqdm(range(len(steps)), disable=not progress):
-            n = np.count_nonzero(steps[k, 0] != steps[k, 1])
+        for k in tqdm(range(len(levels) - 1), disable=not progress):
+            n = np.count_nonzero(levels[k] != levels[k + 1])
             z = None  # none is added in the step from t = 0
-            if scheduler.stochastic and steps[k, 0].any():
+            if scheduler.stochastic and levels[k].any():
                 z = standard_normal(x[:n].shape, x.dtype, generator, device_of(x))
             label = None if labels is None else labels[:n]
-            x[:n], x0[:n] = replayed(model, one_step, scheduler, guidance_scale, x[:n], t[k, :n], *alpha_bars[k, :, :n],
-                                     label, z)
+            x[:n], x0[:n] = replayed(model, one_step, scheduler, guidance_scale, x[:n], t[k, :n], alpha_bars[k, :n],
+                                     alpha_bars[k + 1, :n], label, z)
     return x, x0
 
 
