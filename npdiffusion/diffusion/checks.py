@@ -7,8 +7,6 @@ import numpy as np
 
 from ..device import array_module, device_of, to_device
 
-__all__ = ["check_labels", "check_like", "check_sample", "check_shape", "check_timesteps"]
-
 
 def check_sample(x, name):
     """Raise TypeError unless x is a float32 or float64 array."""

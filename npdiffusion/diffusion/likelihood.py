@@ -17,8 +17,6 @@ from ..random import default_generator, standard_normal
 from .checks import check_labels, check_sample
 from .sampling import evaluating, predict
 
-__all__ = ["VariationalBound", "discretised_gaussian_nll", "gaussian_kl", "variational_bound"]
-
 HALF_STEP = 1 / 255  # between two grey values in [−1, 1]
 
 

@@ -18,8 +18,6 @@ from ..tensor import Tensor, no_grad
 from .checks import check_labels, check_sample, check_shape, check_timesteps
 from .schedulers import DDIMScheduler, DDPMScheduler, trailing_timesteps
 
-__all__ = ["denoise", "evaluating", "generate", "predict"]
-
 
 def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_inference_steps=None, *,
              dtype=np.float32, generator=None, progress=False):

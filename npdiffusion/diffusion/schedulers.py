@@ -20,8 +20,6 @@ from ..device import device_of, to_device
 from ..random import standard_normal
 from .checks import check_like, check_timesteps
 
-__all__ = ["DDIMScheduler", "DDPMScheduler", "SchedulerOutput", "trailing_timesteps"]
-
 CHOICES = {"beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
            "prediction_type": ("epsilon", "sample", "v_prediction"),
            "timestep_spacing": ("leading", "trailing", "linspace"), "variance_type": ("fixed_small", "fixed_large")}

@@ -5,8 +5,6 @@ import operator
 from .. import functional as F
 from .. import nn
 
-__all__ = ["GROUPS", "NormSiLU", "ResBlock", "check_channels", "check_shape", "check_sizes", "conv_pairs"]
-
 GROUPS = 8  # of channels, in every group norm
 
 

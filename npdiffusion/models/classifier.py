@@ -4,8 +4,6 @@ from .. import functional as F
 from .. import nn
 from .blocks import GROUPS, NormSiLU, check_channels, check_shape, check_sizes, conv_pairs
 
-__all__ = ["Classifier"]
-
 
 class Classifier(nn.Module):
     """Two 3×3 convolutions and a max pooling for each resolution, then the mean over pixels and one linear layer.

@@ -8,8 +8,6 @@ from ..diffusion.checks import check_sample
 from ..tensor import Tensor, no_grad
 from .blocks import check_channels, check_shape, check_sizes, conv_pairs
 
-__all__ = ["NoiseLevelNet", "laplace_nll"]
-
 
 class NoiseLevelNet(nn.Module):
     """The log signal-to-noise ratio λ of a noisy picture, and how sure that is.

@@ -11,8 +11,6 @@ from ..kernels import kernels
 from ..tensor import Tensor
 from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape, check_sizes
 
-__all__ = ["UNet", "timestep_embedding"]
-
 HEAD = 32  # channels of one attention head
 
 

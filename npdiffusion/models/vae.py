@@ -9,8 +9,6 @@ from ..random import standard_normal
 from ..tensor import Tensor, no_grad
 from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape, check_sizes
 
-__all__ = ["VAE", "bernoulli_nll", "gaussian_kl", "vae_loss"]
-
 
 def gaussian_kl(mean, logvar):
     """KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ_j (μ_j² + σ_j² − 1 − log σ_j²) in nats (Kingma & Welling 2014, app. B).
