@@ -15,7 +15,7 @@ import numpy as np
 from ..device import to_device
 from ..random import default_generator, standard_normal
 from .checks import check_labels, check_sample
-from .sampling import evaluating, predict
+from .sampling import predict
 
 HALF_STEP = 1 / 255  # between two grey values in [−1, 1]
 
@@ -67,7 +67,7 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
     n_train = scheduler.num_train_timesteps
     edges = np.unique(np.geomspace(1, n_train, groups + 1).round().astype(int))
     decoder, diffusion = np.empty(len(images)), np.empty((len(images), len(edges) - 1))
-    with evaluating(model):
+    with model.evaluating():
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             x0, label = images[part], None if labels is None else labels[part]
@@ -85,7 +85,7 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
 def term(model, scheduler, x0, t, labels, generator):
     """(N,) nats: the decoder's term where t is 0 (for all of them or none), else that of the step from t to t − 1."""
     x = scheduler.add_noise(x0, standard_normal(x0.shape, x0.dtype, generator), t)
-    output = predict(model, to_device(x, getattr(model, "device", "cpu")), t, labels, 1.0)
+    output = predict(model, to_device(x, model.device), t, labels, 1.0)
     guess = scheduler.predict_original_sample(to_device(output, "cpu"), t, x).astype(np.float64)
     s = np.maximum(t, 1).reshape(-1, 1, 1, 1)  # the step from 0 borrows the variance of that from 1
     alpha_bar, alpha_bar_prev, beta = scheduler.alphas_cumprod[s], scheduler.alphas_cumprod[s - 1], scheduler.betas[s]

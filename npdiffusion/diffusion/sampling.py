@@ -6,7 +6,6 @@ leave the model's mode, the scheduler's timesteps and their inputs as they were.
 
 import copy
 import operator
-from contextlib import contextmanager
 
 import numpy as np
 from tqdm import tqdm
@@ -24,9 +23,9 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     """Draw pictures: x_T ~ N(0, I), then ``scheduler.step`` down to x_0 (Ho et al. 2020, algorithm 2).
 
     Args:
-        model: called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU the passes
-            of ``npdiffusion.captured(model)``, with the scheduler's steps, are replayed as a CUDA graph; keep it for
-            later calls.
+        model: a Module, called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU
+            the passes of ``npdiffusion.captured(model)``, with the scheduler's steps, are replayed as a CUDA graph;
+            keep it for later calls.
         scheduler: a DDPMScheduler or DDIMScheduler.
         shape: (N, C, H, W).
         labels: one class for all, (N,) classes in 0 … model.num_classes - 1, or None: no condition.
@@ -42,7 +41,7 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     Returns an array of the given shape on the model's device (``npdiffusion.to_device(x, "cpu")`` brings it back),
     x_0 as the last step left it (within ±clip_sample_range if the scheduler clips and adds no noise at the end).
     """
-    x = standard_normal(check_shape(shape), dtype, generator, getattr(model, "device", "cpu"))
+    x = standard_normal(check_shape(shape), dtype, generator, model.device)
     guidance_scale = float(guidance_scale)  # NumPy's float64 would make float64 of all
     labels = check_labels(labels, model, x, guidance_scale)
     walk = copy.copy(scheduler)  # the caller's keeps its timesteps
@@ -88,9 +87,9 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
 
     Returns the estimate, an array like ``noisy`` and on its device, on the scale of x_0, clipped to [-1, 1].
     """
-    place, noisy = device_of(noisy), to_device(noisy, getattr(model, "device", "cpu"))
     check_sample(noisy, "noisy")
     check_shape(noisy.shape)
+    place, noisy = device_of(noisy), to_device(noisy, model.device)
     if not array_module(noisy).isfinite(noisy).all():
         raise ValueError("noisy: expected finite values, got NaN or infinity; clean the images first")
     if num_inference_steps is not None and operator.index(num_inference_steps) < 1:
@@ -101,7 +100,7 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
     labels = check_labels(labels, model, noisy, guidance_scale)
     x, t = at_level(scheduler, noisy, t, sigma, noise_level)
     if method == "one-shot":
-        with evaluating(model):
+        with model.evaluating():
             output = predict(model, x, t, labels, guidance_scale)
         x0 = scheduler.predict_original_sample(output, t, x)
     else:
@@ -153,7 +152,7 @@ def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, prog
     """
     x, x0 = x.copy(), x.copy()
     t, alpha_bars = to_device(np.ascontiguousarray(levels), x), to_device(scheduler.alpha_bars_at(levels), x)
-    with evaluating(model):
+    with model.evaluating():
         for k in tqdm(range(len(levels) - 1), disable=not progress):
             n = np.count_nonzero(levels[k] != levels[k + 1])
             z = None  # none is added in the step from t = 0
@@ -187,18 +186,3 @@ def predict(model, x, t, labels, guidance_scale):
         output = model(twice, xp.concatenate([t, t]), xp.concatenate([labels, no_label])).data
     conditional, unconditional = output[:n], output[n:]
     return unconditional + guidance_scale * (conditional - unconditional)
-
-
-@contextmanager
-def evaluating(model):
-    """The model in evaluation mode: a Module in this thread alone, anything else until it is back in its own mode."""
-    if hasattr(model, "evaluating"):
-        with model.evaluating():
-            yield
-        return
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
