@@ -9,16 +9,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .download import data_dirs, fetch, find
+from .download import DIGESTS, data_dirs, fetch, find
 from .reading import Frame, read_frames
 
 SSTEM_NAME = "groundtruth-drosophila-vnc"
 SSTEM_URL = f"https://github.com/unidesigner/{SSTEM_NAME}/archive/refs/heads/master.zip"
 SSTEM_SECTIONS, SSTEM_SIDE = 20, 1024
 TRAIN_SECTIONS = 16  # sections are numbered from 0; neighbours look alike, so the test sections lie together at the end
-
-# {section: digest}; the file's first line, a comment, says of what
-SSTEM_SHA256 = dict(np.loadtxt(Path(__file__).with_name("sstem.sha256"), str, skiprows=1)[:, ::-1])
+SSTEM_SHA256 = DIGESTS["sstem"]
 
 LUCCHI_URL = "https://documents.epfl.ch/groups/c/cv/cvlab-unit/www/data/%20ElectronMicroscopy_Hippocampus/"
 LUCCHI_SHAPE = (165, 768, 1024)
