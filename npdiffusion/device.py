@@ -77,10 +77,9 @@ def to_device(array, device):
         if int(number) >= count:
             raise RuntimeError(f"there is no device {device!r}: this machine has {count} GPU(s), counted from 0")
         xp.cuda.Device(int(number)).use()
-    elif array_module(array) is not np:
-        return array
     if array_module(array) is not np:  # from GPU to GPU by way of the CPU: CuPy copies only what is contiguous
-        return array if device_of(array) == device else to_device(to_device(array, "cpu"), device)
+        there = not number or device_of(array) == device
+        return array if there else to_device(to_device(array, "cpu"), device)
     if xp.cuda.get_current_stream().is_capturing():  # CuPy would record the copy
         raise RuntimeError(f"an array of the CPU, of shape {array.shape}, would be copied to the GPU only once; pass "
                            "it as an argument, or move it there before")

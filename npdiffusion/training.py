@@ -244,10 +244,9 @@ def loss_curve(log, title):
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    losses = [row[2] for row in log]
-    axes.plot([row[0] for row in log], losses, lw=1)
-    scale = "log" if min(losses, default=0) > 0 else "linear"
-    axes.set(xlabel="step", ylabel="training loss", title=title, yscale=scale)
+    steps, _, losses, _ = np.reshape(log, (-1, 4)).T
+    axes.plot(steps, losses, lw=1)
+    axes.set(xlabel="step", ylabel="training loss", title=title, yscale="log" if (losses > 0).all() else "linear")
     axes.grid(alpha=0.3, which="both")
     return figure
 
