@@ -79,7 +79,7 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
                 report(len(x0))
     alpha_bar = float(scheduler.alphas_cumprod[-1])
     prior = gaussian_kl(math.sqrt(alpha_bar) * images.astype(np.float64), 1 - alpha_bar, 0.0, 1.0)
-    return VariationalBound(decoder, diffusion, per_picture(prior), edges)
+    return VariationalBound(decoder, diffusion, prior.sum((1, 2, 3)), edges)
 
 
 def term(model, scheduler, x0, t, labels, generator):
@@ -91,14 +91,10 @@ def term(model, scheduler, x0, t, labels, generator):
     alpha_bar, alpha_bar_prev, beta = scheduler.alphas_cumprod[s], scheduler.alphas_cumprod[s - 1], scheduler.betas[s]
     posterior = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta  # β̃_t
     if t[0] == 0:
-        return per_picture(discretised_gaussian_nll(x0.astype(np.float64), guess, np.sqrt(posterior)))
+        return discretised_gaussian_nll(x0.astype(np.float64), guess, np.sqrt(posterior)).sum((1, 2, 3))
     weight = np.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar)  # of x_0 in the mean (eq. 7); x_t is in both means
     variance = posterior if scheduler.variance_type == "fixed_small" else beta
-    return per_picture(gaussian_kl(weight * x0, posterior, weight * guess, variance))
-
-
-def per_picture(a):
-    return a.reshape(len(a), -1).sum(1)
+    return gaussian_kl(weight * x0, posterior, weight * guess, variance).sum((1, 2, 3))
 
 
 def gaussian_kl(mean_a, variance_a, mean_b, variance_b):
