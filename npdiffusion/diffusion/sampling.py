@@ -55,15 +55,7 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
             guidance_scale=1.0, *, sigma=None, noise_level=None, generator=None, progress=False):
     """Estimate x_0 from noisy pictures: the reverse process, started at the level of their noise.
 
-    The level, one for all pictures or one for each, is known in one of three ways:
-
-    ======================= ============================================================================
-    t                       ``noisy`` is x_t as ``add_noise`` makes it: √ᾱ_t x_0 + √(1 - ᾱ_t) ε
-    sigma                   ``noisy`` is x_0 + σ ε, as a camera sees it; x_t = √ᾱ_t noisy, where
-                            σ² = (1 - ᾱ_t)/ᾱ_t (``scheduler.sigma_to_t``)
-    noise_level             ``noisy`` is x_t, and this network estimates t for each picture. If you have
-                            x_0 + σ ε and don't know σ, give ``sigma=noise_level.sigma(noisy)``
-    ======================= ============================================================================
+    The level, one for all pictures or one for each, is known in one of three ways: ``t``, ``sigma``, ``noise_level``.
 
     ========== ======================================== =====================================================
     method     computes                                 good for
@@ -80,10 +72,12 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         model, labels, guidance_scale, generator, progress: as for ``generate``.
         scheduler: a DDPMScheduler or DDIMScheduler; ``method`` decides how to step, so either will do.
         noisy: (N, C, H, W), float32 or float64, finite.
-        t: noise level 0 … T - 1, or (N,) integers.
+        t: noise level 0 … T - 1, or (N,) integers: ``noisy`` is x_t as ``add_noise`` makes it, √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
         num_inference_steps: evenly spaced levels from t down; None for the number in the table.
-        sigma: standard deviation of the noise in units of x_0, or (N,) of them.
-        noise_level: a ``NoiseLevelNet`` trained on such pictures, as pretrained("mnist-noise-level") is on digits.
+        sigma: standard deviation of the noise in units of x_0, or (N,) of them: ``noisy`` is x_0 + σ ε, as a camera
+            sees it, and x_t = √ᾱ_t noisy, where σ² = (1 - ᾱ_t)/ᾱ_t (``scheduler.sigma_to_t``).
+        noise_level: a ``NoiseLevelNet`` trained on such pictures, as pretrained("mnist-noise-level") is on digits:
+            it estimates t of each x_t. If you have x_0 + σ ε and don't know σ, give ``sigma=noise_level.sigma(noisy)``.
 
     Returns the estimate, an array like ``noisy`` and on its device, on the scale of x_0, clipped to [-1, 1].
     """
