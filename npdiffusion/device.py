@@ -39,11 +39,15 @@ def array_module(*arrays):
     """The library whose functions take these arrays: cupy if one of them is on a GPU, else numpy."""
     for array in arrays:
         if not isinstance(array, (np.ndarray, np.generic)):
-            if type(array).__module__.partition(".")[0] != "cupy":  # asked without importing it
+            if not _is_cupys(array):
                 raise TypeError(f"expected a NumPy array (or a CuPy one), got {type(array).__name__}; "
                                 "wrap it: numpy.asarray(...)")
             return sys.modules["cupy"]
     return np
+
+
+def _is_cupys(array):
+    return type(array).__module__.partition(".")[0] == "cupy"  # asked without importing it
 
 
 def is_device(name):
@@ -97,21 +101,14 @@ def copy_into(own, arrays, what, strict=True):
     missing, unexpected = [k for k in own if k not in arrays], [k for k in arrays if k not in own]
     if strict and (missing or unexpected):
         raise KeyError(f"{what}: missing {missing}, unexpected {unexpected}")
-    arrays = {name: _array(arrays[name]) for name in own if name in arrays}
+    given = {name: arrays[name] for name in own if name in arrays}
+    arrays = {name: a if _is_cupys(a) else np.asarray(a) for name, a in given.items()}
     wrong = [f"{name}: expected {own[name].shape}, got {a.shape}" for name, a in arrays.items()
              if a.shape != own[name].shape]
     if wrong:
         raise ValueError(f"{what} in shape: " + "; ".join(wrong))
     for name, a in arrays.items():
         own[name][...] = to_device(a, own[name])
-
-
-def _array(x):
-    try:
-        array_module(x)
-        return x
-    except TypeError:
-        return np.asarray(x)
 
 
 def allow_tf32(allow=True):
