@@ -13,7 +13,7 @@ from ..files import atomic_write
 
 TIMEOUT = 15  # seconds without a byte before a mirror is given up
 # {data set: {part: SHA-256}}; each file's first line, a comment, says of what
-DIGESTS = {path.stem: dict(np.loadtxt(path, str)[:, ::-1]) for path in Path(__file__).parent.glob("*.sha256")}
+DIGESTS = {file.stem: dict(np.loadtxt(file, str, skiprows=1)[:, ::-1]) for file in Path(__file__).parent.glob("*.sha*")}
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -27,21 +27,16 @@ def cache_dir():
     return Path(base).expanduser() / "npdiffusion"
 
 
-def data_dirs(root=None):
-    """Where to look: in ``root`` alone, or in ``$NPDIFFUSION_DATA`` and the user's cache. Downloads go to the last."""
-    if root is not None:
-        return [Path(root).expanduser()]
-    own = os.environ.get("NPDIFFUSION_DATA")
-    return [Path(own).expanduser(), cache_dir()] if own else [cache_dir()]
+def find(what, root, names, read, download, advice):
+    """``read(place)`` of the first place (a path) that is there and good, else what ``download(place)`` returns.
 
-
-def find(what, places, read, download, advice):
-    """``read(place)`` of the first place (a path) that is there and good, else what ``download()`` returns.
-
-    what: the data, as messages call it. download: None if that is not wanted. advice: what a user can do.
-    Raises DataNotFoundError, with everything that went wrong.
+    what: the data, as messages call it. names: what to look for, in ``root`` alone, or if that is None in
+    ``$NPDIFFUSION_DATA`` and the user's cache. download: None if that is not wanted; it is given the last place.
+    advice: what a user can do. Raises DataNotFoundError, with everything that went wrong.
     """
-    problems = []
+    own, problems = os.environ.get("NPDIFFUSION_DATA"), []
+    directories = [root] if root is not None else [own, cache_dir()] if own else [cache_dir()]
+    places = [Path(directory).expanduser() / name for directory in directories for name in names]
     for place in places:
         if place.exists():
             try:
@@ -51,7 +46,7 @@ def find(what, places, read, download, advice):
                 warnings.warn(f"{place} is not used: {reason(error)}", stacklevel=3)
     if download:
         try:
-            return download()
+            return download(places[-1])
         except OSError as error:
             problems += str(error).splitlines()
     raise DataNotFoundError(

@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from .download import DIGESTS, data_dirs, fetch, find
+from .download import DIGESTS, fetch, find
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",
            "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -56,14 +56,12 @@ class MNIST(Dataset):
 
 def _find(name, root, download):
     """The verified raw bytes of one of the four files, from disk or else from a mirror."""
-    directories = [directory / "mnist" for directory in data_dirs(root)]
     urls, wanted = [mirror + name + ".gz" for mirror in MIRRORS], ", ".join(f"{file}.gz" for file in SHA256)
     return find(
-        f"MNIST's {name}", [directory / file for directory in directories for file in (name, f"{name}.gz")],
-        lambda path: _verify(path.read_bytes(), name),
-        download and (lambda: fetch(urls, directories[-1] / f"{name}.gz", lambda data: _verify(data, name))),
-        f"Put {wanted} (from {MIRRORS[0]}) into {directories[0]}, or set NPDIFFUSION_DATA to a directory that has them "
-        "in its subdirectory mnist")
+        f"MNIST's {name}", root, [f"mnist/{name}", f"mnist/{name}.gz"], lambda path: _verify(path.read_bytes(), name),
+        download and (lambda path: fetch(urls, path, lambda data: _verify(data, name))),
+        f"Put {wanted} (from {MIRRORS[0]}) there, or set NPDIFFUSION_DATA to a directory that has them in its "
+        "subdirectory mnist")
 
 
 def _verify(data, name):
