@@ -13,7 +13,7 @@ from ..files import atomic_write
 
 TIMEOUT = 15  # seconds without a byte before a mirror is given up
 # {data set: {part: SHA-256}}; each file's first line, a comment, says of what
-DIGESTS = {file.stem: dict(np.loadtxt(file, str, skiprows=1)[:, ::-1]) for file in Path(__file__).parent.glob("*.sha*")}
+DIGESTS = {p.stem: dict(np.loadtxt(p, str, skiprows=1)[:, ::-1]) for p in Path(__file__).parent.glob("*.sha256")}
 
 
 class DataNotFoundError(FileNotFoundError):
