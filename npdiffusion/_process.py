@@ -28,23 +28,13 @@ def processor_flags():
         return set()
 
 
-def choose_blas_kernels():
-    """Import NumPy with the AVX-512 kernels of its OpenBLAS, if the processor has what they need."""
+if os.environ.get("NPDIFFUSION_KEEP_PROCESS", "0") in ("", "0"):
     if "numpy" not in sys.modules and CHOICE not in os.environ and AVX512 <= processor_flags():
         os.environ[CHOICE] = "SkylakeX"
         try:
             import numpy  # noqa: F401
         finally:
             del os.environ[CHOICE]
-
-
-def keep_memory():
-    """Tell glibc to keep what is freed."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 25)
         ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-if os.environ.get("NPDIFFUSION_KEEP_PROCESS", "0") in ("", "0"):
-    choose_blas_kernels()
-    keep_memory()
