@@ -83,16 +83,29 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
     """
     check_sample(noisy, "noisy")
     check_shape(noisy.shape)
-    place, noisy = device_of(noisy), to_device(noisy, model.device)
-    if not array_module(noisy).isfinite(noisy).all():
+    place, x = device_of(noisy), to_device(noisy, model.device)
+    if not array_module(x).isfinite(x).all():
         raise ValueError("noisy: expected finite values, got NaN or infinity; clean the images first")
     if num_inference_steps is not None and operator.index(num_inference_steps) < 1:
         raise ValueError(f"num_inference_steps: expected at least 1, got {num_inference_steps}")
     if method not in ("one-shot", "ddim", "ancestral"):
         raise ValueError(f"method: expected 'one-shot', 'ddim' or 'ancestral', got {method!r}")
     guidance_scale = float(guidance_scale)
-    labels = check_labels(labels, model, noisy, guidance_scale)
-    x, t = at_level(scheduler, noisy, t, sigma, noise_level)
+    labels = check_labels(labels, model, x, guidance_scale)
+    if sum(known is not None for known in (t, sigma, noise_level)) != 1:
+        raise ValueError("expected one of t= (for pictures on the scheduler's scale), sigma= (on their own), or "
+                         "noise_level=, a NoiseLevelNet that estimates the level: pretrained('mnist-noise-level') for "
+                         "digits")
+    if t is not None:
+        t = check_timesteps(t, len(x), scheduler.num_train_timesteps)
+    elif noise_level is not None:
+        t = noise_level.timesteps(x, scheduler)
+    else:
+        if np.shape(sigma) not in ((), (len(x),)):
+            raise ValueError(f"sigma: expected a number or {len(x)}, one for each picture, got shape {np.shape(sigma)}")
+        t = scheduler.sigma_to_t(sigma)
+        shrink = np.sqrt(scheduler.alphas_cumprod[t]).reshape(-1, 1, 1, 1).astype(x.dtype)  # x_t = √ᾱ_t (x_0 + σ ε)
+        x = to_device(shrink, x) * x
     if method == "one-shot":
         with model.evaluating():
             output = predict(model, x, t, labels, guidance_scale)
@@ -107,24 +120,6 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         x0 = reverse(model, kind.from_config(scheduler.config), x[there], levels,
                      None if labels is None else labels[there], guidance_scale, generator, progress)[1][back]
     return to_device(x0.clip(-1.0, 1.0), place)
-
-
-def at_level(scheduler, noisy, t, sigma, noise_level):
-    """x_t and t (an int or (N,) integers) from what ``denoise`` was told of the noise."""
-    if sum(known is not None for known in (t, sigma, noise_level)) != 1:
-        raise ValueError("expected one of t= (for pictures on the scheduler's scale), sigma= (on their own), or "
-                         "noise_level=, a NoiseLevelNet that estimates the level: pretrained('mnist-noise-level') for "
-                         "digits")
-    if t is not None:
-        return noisy, check_timesteps(t, len(noisy), scheduler.num_train_timesteps)
-    if noise_level is not None:
-        return noisy, noise_level.timesteps(noisy, scheduler)
-    if np.shape(sigma) not in ((), (len(noisy),)):
-        raise ValueError(f"sigma: expected a number or {len(noisy)}, one for each picture, "
-                         f"got shape {np.shape(sigma)}")
-    t = scheduler.sigma_to_t(sigma)
-    shrink = np.sqrt(scheduler.alphas_cumprod[t]).reshape(-1, 1, 1, 1).astype(noisy.dtype)  # x_t = √ᾱ_t (x_0 + σ ε)
-    return to_device(shrink, noisy) * noisy, t
 
 
 def levels_down(levels, most):
