@@ -12,8 +12,6 @@ from threading import RLock
 from .device import cupy, tf32_allowed, to_device
 from .tensor import Tensor
 
-__all__ = ["Captured", "captured", "replayed"]
-
 WARMUP = 2  # calls that run as they are: they compile kernels, and make what is made once
 
 

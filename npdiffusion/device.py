@@ -4,9 +4,6 @@ import sys
 
 import numpy as np
 
-__all__ = ["allow_tf32", "array_module", "copy_into", "cuda_is_available", "cupy", "device_of", "is_device",
-           "tf32_allowed", "to_device"]
-
 _cupy = None  # the module, once it has been found to work
 _tf32 = False
 
