@@ -57,23 +57,17 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
 
     The level, one for all pictures or one for each, is known in one of three ways: ``t``, ``sigma``, ``noise_level``.
 
-    ========== ======================================== =====================================================
-    method     computes                                 good for
-    ========== ======================================== =====================================================
-    one-shot   the model's x_0 (Ho et al. 2020, eq. 15) lowest squared error: the posterior mean E[x_0 | x_t];
-                                                        one pass; smooth where the noise hides the detail
-    ddim       about 20 DDIM steps                      sharper; deterministic (unless the scheduler is a
-               (Song et al. 2021, eq. 12)               DDIMScheduler with η > 0); a middle way
-    ancestral  all t + 1 DDPM steps                     most natural: a sample of p(x_0 | x_t), plausible
-               (Ho et al. 2020, algorithm 2)            detail, about twice the squared error of one-shot
-    ========== ======================================== =====================================================
-
     Args:
         model, labels, guidance_scale, generator, progress: as for ``generate``.
         scheduler: a DDPMScheduler or DDIMScheduler; ``method`` decides how to step, so either will do.
         noisy: (N, C, H, W), float32 or float64, finite.
         t: noise level 0 … T - 1, or (N,) integers: ``noisy`` is x_t as ``add_noise`` makes it, √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
-        num_inference_steps: evenly spaced levels from t down; None for the number in the table.
+        method: "one-shot", the model's x_0 (Ho et al. 2020, eq. 15), has the lowest squared error: the posterior mean
+            E[x_0 | x_t]; one pass; smooth where the noise hides the detail. "ddim", about 20 DDIM steps (Song et al.
+            2021, eq. 12), is a middle way: sharper; deterministic (unless the scheduler is a DDIMScheduler with η > 0).
+            "ancestral", all t + 1 DDPM steps (Ho et al. 2020, algorithm 2), is most natural: a sample of p(x_0 | x_t),
+            plausible detail, about twice the squared error of one-shot.
+        num_inference_steps: evenly spaced levels from t down; None for as many as the method says.
         sigma: standard deviation of the noise in units of x_0, or (N,) of them: ``noisy`` is x_0 + σ ε, as a camera
             sees it, and x_t = √ᾱ_t noisy, where σ² = (1 - ᾱ_t)/ᾱ_t (``scheduler.sigma_to_t``).
         noise_level: a ``NoiseLevelNet`` trained on such pictures, as pretrained("mnist-noise-level") is on digits:
@@ -123,14 +117,13 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
 
 
 def levels_down(levels, most):
-    """The levels (K + 1, N) that pictures visit on their way down from ``levels`` (N,), in K steps, at most so many.
+    """The levels (K + 1, N) that pictures visit on their way down from ``levels``, in K steps, at most so many.
 
-    All end together at x_0, level -1; those with fewer levels to visit wait at theirs at first, so that different
-    levels cost no more than the highest one.
+    levels: (N,), descending. All end together at x_0, level -1; those with fewer levels to visit wait at theirs at
+    first, so that different levels cost no more than the highest one.
     """
-    paths = {t: [*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in set(levels.tolist())}
-    longest = max(map(len, paths.values()))
-    return np.array([[t] * (longest - len(paths[t])) + paths[t] for t in levels.tolist()]).T
+    paths = [[*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in levels.tolist()]
+    return np.array([path[:1] * (len(paths[0]) - len(path)) + path for path in paths]).T
 
 
 def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress):
