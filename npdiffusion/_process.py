@@ -30,28 +30,19 @@ def processor_flags():
         return set()
 
 
-def import_numpy():
-    """Import NumPy with threads of its OpenBLAS that soon sleep, and AVX-512 kernels if the processor can run them."""
-    settings = {TIMEOUT: "20"} | ({"OPENBLAS_CORETYPE": "SkylakeX"} if AVX512 <= processor_flags() else {})
-    new = [name for name in settings if name not in os.environ]
-    for name in new:
-        os.environ[name] = settings[name]
-    try:
-        import numpy  # noqa: F401
-    finally:
+blas_threads_sleep = False  # soon after each product
+if os.environ.get("NPDIFFUSION_KEEP_PROCESS", "0") in ("", "0"):
+    if "numpy" not in sys.modules:
+        settings = {TIMEOUT: "20"} | ({"OPENBLAS_CORETYPE": "SkylakeX"} if AVX512 <= processor_flags() else {})
+        new = [name for name in settings if name not in os.environ]
+        blas_threads_sleep = TIMEOUT in new
         for name in new:
-            del os.environ[name]
-    return TIMEOUT in new
-
-
-def keep_memory():
-    """Tell glibc to keep what is freed."""
+            os.environ[name] = settings[name]
+        try:
+            import numpy  # noqa: F401
+        finally:
+            for name in new:
+                del os.environ[name]
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 25)
         ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-blas_threads_sleep = False  # soon after each product
-if os.environ.get("NPDIFFUSION_KEEP_PROCESS", "0") in ("", "0"):
-    blas_threads_sleep = "numpy" not in sys.modules and import_numpy()
-    keep_memory()

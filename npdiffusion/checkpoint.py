@@ -6,10 +6,10 @@ reader can open the files; the metadata is JSON text under the header's "npdiffu
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
+from safetensors import SafetensorError, numpy as safetensors
 
 from .device import to_device
 from .files import atomic_write
@@ -33,12 +33,8 @@ def save_file(path, tensors, metadata=None):
     """
     if "__metadata__" in tensors:
         raise ValueError(f"{path}: '__metadata__' cannot be an array's name in a safetensors file: rename it")
+    text, arrays = json.dumps({} if metadata is None else metadata), _on_cpu(path, tensors)
     try:
-        text = json.dumps({} if metadata is None else metadata)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{path}: the metadata must be what JSON can hold: {error}") from error
-    try:
-        arrays = _on_cpu(path, tensors)
         data = safetensors.save(arrays, {"npdiffusion": text, CHECKSUM: _checksum(arrays, text)})
     except SafetensorError as error:
         raise TypeError(f"{path}: {error}") from error
@@ -53,15 +49,13 @@ def load_file(path):
     version 0.1 and of other programs have not), or no safetensors file at all.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no checkpoint at {path}: check the name, or save one first") from error
-    try:
+        data = Path(path).read_bytes()
         tensors = safetensors.load(data)
         texts = json.loads(data[8:8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         text = texts.get("npdiffusion", "{}")
         metadata = json.loads(text)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no checkpoint at {path}: check the name, or save one first") from error
     except SafetensorError as error:
         raise ValueError(f"{path} is cut short, damaged, or not a safetensors file ({error}): "
                          "download or save it again") from error

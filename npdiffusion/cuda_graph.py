@@ -12,8 +12,6 @@ from threading import RLock
 from .device import cupy, tf32_allowed, to_device
 from .tensor import Tensor
 
-__all__ = ["Captured", "captured", "replayed"]
-
 WARMUP = 2  # calls that run as they are: they compile kernels, and make what is made once
 
 
@@ -72,34 +70,28 @@ class Captured:
                 self._calls[key] += 1
                 if self._calls[key] <= WARMUP:
                     return _each(_copy, work(*args))
-                self._recordings[key] = Recording(work, args)
-            return self._recordings[key].replay(args)
+                self._recordings[key] = _record(work, args)
+            _, places, graph, results = self._recordings[key]
+            for place, a in zip(_arrays(places), _arrays(args)):
+                place[...] = a
+            graph.launch()
+            return _each(_copy, results)
 
 
-class Recording:
-    """The graph of one call of a function, with the memory that it works in."""
-
-    def __init__(self, function, args):
-        cuda = cupy().cuda
-        self.places = _each(_copy, args)
-        self.pool, stream = cuda.MemoryPool(), cuda.Stream(non_blocking=True)
-        with stream, cuda.using_allocator(self.pool.malloc):  # whose memory nobody else will ever be given
-            stream.begin_capture()
-            try:
-                self.results = function(*self.places)
-                self.graph = stream.end_capture()
-            except Exception as error:
-                with suppress(Exception):  # it complains, too
-                    stream.end_capture()
-                raise RuntimeError(f"this cannot be recorded as a CUDA graph: {error}. It runs without being captured "
-                                   "(cuda_graph=False)") from error
-
-    def replay(self, args):
-        """Copy arguments of the same form to their places, launch the graph, and return copies of the results."""
-        for place, a in zip(_arrays(self.places), _arrays(args)):
-            place[...] = a
-        self.graph.launch()
-        return _each(_copy, self.results)
+def _record(function, args):
+    """The graph of one call of a function: its memory, where the arguments are put, the graph, and its results."""
+    cuda, places = cupy().cuda, _each(_copy, args)
+    pool, stream = cuda.MemoryPool(), cuda.Stream(non_blocking=True)
+    with stream, cuda.using_allocator(pool.malloc):  # whose memory nobody else will ever be given
+        stream.begin_capture()
+        try:
+            results = function(*places)
+            return pool, places, stream.end_capture(), results
+        except Exception as error:
+            with suppress(Exception):  # it complains, too
+                stream.end_capture()
+            raise RuntimeError(f"this cannot be recorded as a CUDA graph: {error}. It runs without being captured "
+                               "(cuda_graph=False)") from error
 
 
 _copy = methodcaller("copy", order="K")  # an array's, which keeps its order in memory

@@ -4,9 +4,6 @@ import sys
 
 import numpy as np
 
-__all__ = ["allow_tf32", "array_module", "copy_into", "cuda_is_available", "cupy", "device_of", "is_device",
-           "tf32_allowed", "to_device"]
-
 _cupy = None  # the module, once it has been found to work
 _tf32 = False
 
@@ -39,11 +36,15 @@ def array_module(*arrays):
     """The library whose functions take these arrays: cupy if one of them is on a GPU, else numpy."""
     for array in arrays:
         if not isinstance(array, (np.ndarray, np.generic)):
-            if type(array).__module__.partition(".")[0] != "cupy":  # asked without importing it
+            if not _is_cupys(array):
                 raise TypeError(f"expected a NumPy array (or a CuPy one), got {type(array).__name__}; "
                                 "wrap it: numpy.asarray(...)")
             return sys.modules["cupy"]
     return np
+
+
+def _is_cupys(array):
+    return type(array).__module__.partition(".")[0] == "cupy"  # asked without importing it
 
 
 def is_device(name):
@@ -77,10 +78,9 @@ def to_device(array, device):
         if int(number) >= count:
             raise RuntimeError(f"there is no device {device!r}: this machine has {count} GPU(s), counted from 0")
         xp.cuda.Device(int(number)).use()
-    elif array_module(array) is not np:
-        return array
     if array_module(array) is not np:  # from GPU to GPU by way of the CPU: CuPy copies only what is contiguous
-        return array if device_of(array) == device else to_device(to_device(array, "cpu"), device)
+        there = not number or device_of(array) == device
+        return array if there else to_device(to_device(array, "cpu"), device)
     if xp.cuda.get_current_stream().is_capturing():  # CuPy would record the copy
         raise RuntimeError(f"an array of the CPU, of shape {array.shape}, would be copied to the GPU only once; pass "
                            "it as an argument, or move it there before")
@@ -98,21 +98,14 @@ def copy_into(own, arrays, what, strict=True):
     missing, unexpected = [k for k in own if k not in arrays], [k for k in arrays if k not in own]
     if strict and (missing or unexpected):
         raise KeyError(f"{what}: missing {missing}, unexpected {unexpected}")
-    arrays = {name: _array(arrays[name]) for name in own if name in arrays}
+    given = {name: arrays[name] for name in own if name in arrays}
+    arrays = {name: a if _is_cupys(a) else np.asarray(a) for name, a in given.items()}
     wrong = [f"{name}: expected {own[name].shape}, got {a.shape}" for name, a in arrays.items()
              if a.shape != own[name].shape]
     if wrong:
         raise ValueError(f"{what} in shape: " + "; ".join(wrong))
     for name, a in arrays.items():
         own[name][...] = to_device(a, own[name])
-
-
-def _array(x):
-    try:
-        array_module(x)
-        return x
-    except TypeError:
-        return np.asarray(x)
 
 
 def allow_tf32(allow=True):

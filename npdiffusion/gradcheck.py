@@ -4,8 +4,6 @@ import numpy as np
 
 from .tensor import Tensor
 
-__all__ = ["gradcheck"]
-
 ROUNDING = 10 * np.finfo(np.float64).eps.item()  # relative error that a value of the function may carry
 
 

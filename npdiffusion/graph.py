@@ -2,8 +2,6 @@
 
 from .tensor import Node
 
-__all__ = ["graph"]
-
 
 def graph(tensor):
     """The graph behind ``tensor`` as DOT text, inputs on top (see it with ``dot -Tsvg``)."""

@@ -178,19 +178,18 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA expects a decay in [0, 1), got {decay!r}")
         self.module, self.decay, self.updates = module, decay, np.zeros((), np.int64)
-        self.averages = [p.data.copy(order="K") for p in module.parameters()]
+        self.averages = {p: p.data.copy(order="K") for p in module.parameters()}
 
     @property
     def weights(self):
-        averages = dict(zip(self.module.parameters(), self.averages))
-        return {name: averages[p] for name, p in self.module.named_parameters(remove_duplicate=False)}
+        return {name: self.averages[p] for name, p in self.module.named_parameters(remove_duplicate=False)}
 
     def _follow(self):
         """Bring the averages to where the parameters are now; returns both, lists of arrays."""
-        weights = [p.data for p in self.module.parameters()]
+        self.averages = {p: _brought(a, p.data, p.dtype) for p, a in self.averages.items()}
+        weights = [p.data for p in self.averages]
         self.updates = _brought(self.updates, weights[0], self.updates.dtype)
-        self.averages = [_brought(a, w, w.dtype) for a, w in zip(self.averages, weights, strict=True)]
-        return self.averages, weights
+        return list(self.averages.values()), weights
 
     def update(self):
         """Take the parameters' present values into the average."""

@@ -5,8 +5,6 @@ import numpy as np
 from .device import cupy, device_of, to_device
 from .kernels import kernels
 
-__all__ = ["default_generator", "manual_seed", "standard_normal"]
-
 _seed = None
 _generators = {}  # "cpu", "cuda:0", ... -> its generator
 

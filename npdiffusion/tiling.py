@@ -1,12 +1,11 @@
 """Predictions for pictures of any size, made tile by tile and blended so that no seams show."""
 
 import numpy as np
-from tqdm import tqdm
 
 __all__ = ["predict_tiled"]
 
 
-def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=False):
+def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4):
     """Cut a picture into overlapping tiles, predict each, and blend the results.
 
     Where tiles overlap, each result counts with a smooth weight, the weights summing to 1: none on the outermost
@@ -18,7 +17,7 @@ def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=F
     predict: called with tiles (N, C, tile, tile) float32, N ≤ batch_size; returns an array (N, K, tile, tile).
     image: (C, H, W) of any size, smaller than a tile too; becomes float32.
     tile: side of a tile in pixels. overlap: pixels that neighbours share, less than ``tile``.
-    batch_size: tiles predicted together. progress: show a progress bar.
+    batch_size: tiles predicted together.
 
     Returns (K, H, W) float32. Raises ValueError for options out of range or another shape of image or prediction.
     """
@@ -39,7 +38,7 @@ def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4, progress=F
 
     corners = [(y, x) for y in rows for x in columns]
     total, weights = None, np.zeros(sizes)  # float64: the weights' rounding stays below float32's
-    for start in tqdm(range(0, len(corners), batch_size), disable=not progress, desc="tiles"):
+    for start in range(0, len(corners), batch_size):
         some = corners[start:start + batch_size]
         results = predict(np.stack([padded[:, y:y + tile, x:x + tile] for y, x in some]))
         if results.ndim != 4 or results.shape[0] != len(some) or results.shape[2:] != (tile, tile):

@@ -6,6 +6,7 @@ import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import numpy as np
 from tqdm import tqdm
@@ -244,10 +245,9 @@ def loss_curve(log, title):
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    losses = [row[2] for row in log]
-    axes.plot([row[0] for row in log], losses, lw=1)
-    scale = "log" if min(losses, default=0) > 0 else "linear"
-    axes.set(xlabel="step", ylabel="training loss", title=title, yscale=scale)
+    steps, _, losses, _ = np.reshape(log, (-1, 4)).T
+    axes.plot(steps, losses, lw=1)
+    axes.set(xlabel="step", ylabel="training loss", title=title, yscale="log" if (losses > 0).all() else "linear")
     axes.grid(alpha=0.3, which="both")
     return figure
 
@@ -259,18 +259,16 @@ def stop_requests():
 
     def ask(number, frame):
         if os.getpid() != process:  # the child of a fork, say one that loads data: not the training
-            signal.signal(number, before[number] or signal.SIG_DFL)
+            signal.signal(number, before[number])
             return signal.raise_signal(number)
         if requests:
             raise KeyboardInterrupt
         requests.append(number)
 
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: nobody can ask
-        before = {}
+    numbers = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()  # else nobody can ask
+    before = {number: signal.signal(number, ask) or signal.SIG_DFL for number in numbers}  # None: it was not Python's
     try:
         yield requests
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not Python's
+            signal.signal(number, handler)

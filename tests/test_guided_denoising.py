@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npdiffusion import Tensor
+from npdiffusion import Tensor, nn
 from npdiffusion.diffusion import DDPMScheduler
 from npdiffusion.models import Classifier, UNet, save_model
 from test_examples import ROOT, run
@@ -130,14 +130,8 @@ def test_everybody_gets_the_same_noise():
 
 def test_the_label_reaches_the_model_only_with_a_scale():
     """A model whose ε is the label itself, 0 without one: guidance s gives s·label."""
-    class Echo:
-        num_classes, training = 10, False
-
-        def eval(self):
-            return self
-
-        def train(self, mode=True):
-            return self
+    class Echo(nn.Module):
+        num_classes = 10
 
         def __call__(self, x, t, labels=None):
             value = 0.0 if labels is None else np.where(labels == 10, 0, labels) / 100

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import npdiffusion
+from npdiffusion import nn
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, variational_bound
 from npdiffusion.models import UNet, pretrained
 from npdiffusion.tensor import Tensor, no_grad
@@ -16,18 +17,12 @@ S = 0.25  # standard deviation of each class; its mean is CLASS_MEANS[label], fo
 CLASS_MEANS, UNLABELLED = np.array([-0.3, 0.1, 0.4]), 0.2
 
 
-class Perfect:
+class Perfect(nn.Module):
     """The perfect model of Gaussian data, and a record of its calls."""
 
     def __init__(self, scheduler, num_classes=len(CLASS_MEANS)):
         self.scheduler, self.num_classes = scheduler, num_classes
-        self.training, self.calls = True, []
-
-    def eval(self):
-        self.training = False
-
-    def train(self, mode=True):
-        self.training = mode
+        self.calls = []
 
     def __call__(self, x, t, labels=None):
         assert isinstance(x, Tensor) and not self.training

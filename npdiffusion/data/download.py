@@ -6,11 +6,14 @@ import warnings
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 from tqdm import tqdm
 
 from ..files import atomic_write
 
 TIMEOUT = 15  # seconds without a byte before a mirror is given up
+# {data set: {part: SHA-256}}; each file's first line, a comment, says of what
+DIGESTS = {p.stem: dict(np.loadtxt(p, str, skiprows=1)[:, ::-1]) for p in Path(__file__).parent.glob("*.sha256")}
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -19,30 +22,21 @@ class DataNotFoundError(FileNotFoundError):
 
 def cache_dir():
     """The user's cache directory for downloads, by the custom of the operating system."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    own = {"win32": os.environ.get("LOCALAPPDATA") or "~/AppData/Local", "darwin": "~/Library/Caches"}
+    base = own.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "npdiffusion"
 
 
-def data_dirs(root=None):
-    """Where to look: in ``root`` alone, or in ``$NPDIFFUSION_DATA`` and the user's cache. Downloads go to the last."""
-    if root is not None:
-        return [Path(root).expanduser()]
-    own = os.environ.get("NPDIFFUSION_DATA")
-    return [Path(own).expanduser(), cache_dir()] if own else [cache_dir()]
+def find(what, root, names, read, download, advice):
+    """``read(place)`` of the first place (a path) that is there and good, else what ``download(place)`` returns.
 
-
-def find(what, places, read, download, advice):
-    """``read(place)`` of the first place (a path) that is there and good, else what ``download()`` returns.
-
-    what: the data, as messages call it. download: None if that is not wanted. advice: what a user can do.
-    Raises DataNotFoundError, with everything that went wrong.
+    what: the data, as messages call it. names: what to look for, in ``root`` alone, or if that is None in
+    ``$NPDIFFUSION_DATA`` and the user's cache. download: None if that is not wanted; it is given the last place.
+    advice: what a user can do. Raises DataNotFoundError, with everything that went wrong.
     """
-    problems = []
+    own, problems = os.environ.get("NPDIFFUSION_DATA"), []
+    directories = [root] if root is not None else [own, cache_dir()] if own else [cache_dir()]
+    places = [Path(directory).expanduser() / name for directory in directories for name in names]
     for place in places:
         if place.exists():
             try:
@@ -52,7 +46,7 @@ def find(what, places, read, download, advice):
                 warnings.warn(f"{place} is not used: {reason(error)}", stacklevel=3)
     if download:
         try:
-            return download()
+            return download(places[-1])
         except OSError as error:
             problems += str(error).splitlines()
     raise DataNotFoundError(

@@ -9,16 +9,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .download import data_dirs, fetch, find
+from .download import DIGESTS, fetch, find
 from .reading import Frame, read_frames
 
 SSTEM_NAME = "groundtruth-drosophila-vnc"
 SSTEM_URL = f"https://github.com/unidesigner/{SSTEM_NAME}/archive/refs/heads/master.zip"
 SSTEM_SECTIONS, SSTEM_SIDE = 20, 1024
 TRAIN_SECTIONS = 16  # sections are numbered from 0; neighbours look alike, so the test sections lie together at the end
-
-# {section: digest}; the file's first line, a comment, says of what
-SSTEM_SHA256 = dict(np.loadtxt(Path(__file__).with_name("sstem.sha256"), str, skiprows=1)[:, ::-1])
+SSTEM_SHA256 = DIGESTS["sstem"]
 
 LUCCHI_URL = "https://documents.epfl.ch/groups/c/cv/cvlab-unit/www/data/%20ElectronMicroscopy_Hippocampus/"
 LUCCHI_SHAPE = (165, 768, 1024)
@@ -49,12 +47,10 @@ class SSTEM(Micrographs):
     """
 
     def __init__(self, root=None, download=True):
-        directories = [directory / SSTEM_NAME for directory in data_dirs(root)]
         super().__init__(*find(
-            "the ssTEM sections", [directory / "stack1" for directory in directories], _sstem_sections,
-            download and (lambda: _sstem_download(directories[-1])),
-            f"Unpack {SSTEM_URL} so that there is {directories[0] / 'stack1'}, or set NPDIFFUSION_DATA to a directory "
-            f"that has {SSTEM_NAME} in it"))
+            "the ssTEM sections", root, [f"{SSTEM_NAME}/stack1"], _sstem_sections, download and _sstem_download,
+            f"Unpack {SSTEM_URL} so that its stack1 is there, or set NPDIFFUSION_DATA to a directory that has "
+            f"{SSTEM_NAME} in it"))
 
 
 def _sstem_sections(stack):
@@ -75,8 +71,9 @@ def _sstem_sections(stack):
     return np.stack(images), np.stack(masks), names
 
 
-def _sstem_download(directory):
-    """Fetch the archive, unpack what is needed beside ``directory``, verify it, and only then move it there."""
+def _sstem_download(stack):
+    """Fetch the archive, unpack what is needed beside the directory of ``stack``, verify it, and only then move it."""
+    directory = stack.parent
     if directory.exists():
         raise FileExistsError(f"{directory} is in the way of a download: move it")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -122,10 +119,9 @@ def _lucchi_stack(name, convert, root, download):
             raise ValueError(f"expected (sections, height, width) = {LUCCHI_SHAPE}, got {frames.shape}")
         return frames
 
-    paths = [directory / "lucchi" / f"{name}.tif" for directory in data_dirs(root)]
     urls = [f"{LUCCHI_URL}{name}.tif"]
-    return find(f"EPFL's {name}.tif", paths, stack,
-                download and (lambda: fetch(urls, paths[-1], lambda data: stack(io.BytesIO(data)))),
+    return find(f"EPFL's {name}.tif", root, [f"lucchi/{name}.tif"], stack,
+                download and (lambda path: fetch(urls, path, lambda data: stack(io.BytesIO(data)))),
                 f"Put it (from {LUCCHI_URL}) there")
 
 

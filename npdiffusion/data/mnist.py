@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from .download import data_dirs, fetch, find
+from .download import DIGESTS, fetch, find
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",
            "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -13,13 +13,7 @@ MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",
 FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
          "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
 
-# Of the unpacked files: the .gz copies in the world were packed in different ways.
-SHA256 = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
+SHA256 = DIGESTS["mnist"]
 
 
 class Dataset:
@@ -62,14 +56,12 @@ class MNIST(Dataset):
 
 def _find(name, root, download):
     """The verified raw bytes of one of the four files, from disk or else from a mirror."""
-    directories = [directory / "mnist" for directory in data_dirs(root)]
     urls, wanted = [mirror + name + ".gz" for mirror in MIRRORS], ", ".join(f"{file}.gz" for file in SHA256)
     return find(
-        f"MNIST's {name}", [directory / file for directory in directories for file in (name, f"{name}.gz")],
-        lambda path: _verify(path.read_bytes(), name),
-        download and (lambda: fetch(urls, directories[-1] / f"{name}.gz", lambda data: _verify(data, name))),
-        f"Put {wanted} (from {MIRRORS[0]}) into {directories[0]}, or set NPDIFFUSION_DATA to a directory that has them "
-        "in its subdirectory mnist")
+        f"MNIST's {name}", root, [f"mnist/{name}", f"mnist/{name}.gz"], lambda path: _verify(path.read_bytes(), name),
+        download and (lambda path: fetch(urls, path, lambda data: _verify(data, name))),
+        f"Put {wanted} (from {MIRRORS[0]}) there, or set NPDIFFUSION_DATA to a directory that has them in its "
+        "subdirectory mnist")
 
 
 def _verify(data, name):

@@ -6,8 +6,6 @@ import numpy as np
 
 from .checks import check_sample
 
-__all__ = ["PCAWiener", "posterior_mean"]
-
 
 class PCAWiener:
     """The best linear denoiser: E[x_0 | x_t] if pictures were Gaussian with the training pictures' mean and covariance.

@@ -7,8 +7,6 @@ import numpy as np
 
 from ..device import array_module, device_of, to_device
 
-__all__ = ["check_labels", "check_like", "check_sample", "check_shape", "check_timesteps"]
-
 
 def check_sample(x, name):
     """Raise TypeError unless x is a float32 or float64 array."""
@@ -36,10 +34,7 @@ def check_timesteps(t, n_samples, n_train):
     (the values of an array on a device are not looked at: that would wait for the device)."""
     t = np.asarray(t) if isinstance(t, (list, tuple)) else t
     if getattr(t, "ndim", 0) == 0:
-        try:
-            t = low = high = operator.index(t)
-        except TypeError:
-            raise TypeError(f"timesteps: expected an integer or an integer array, got {t!r}") from None
+        t = low = high = operator.index(t)
     else:
         if t.dtype.kind not in "iu" or t.shape != (n_samples,):
             raise ValueError(f"timesteps: expected integers of shape ({n_samples},), one for each sample, "

@@ -15,9 +15,7 @@ import numpy as np
 from ..device import to_device
 from ..random import default_generator, standard_normal
 from .checks import check_labels, check_sample
-from .sampling import evaluating, predict
-
-__all__ = ["VariationalBound", "discretised_gaussian_nll", "gaussian_kl", "variational_bound"]
+from .sampling import predict
 
 HALF_STEP = 1 / 255  # between two grey values in [−1, 1]
 
@@ -69,7 +67,7 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
     n_train = scheduler.num_train_timesteps
     edges = np.unique(np.geomspace(1, n_train, groups + 1).round().astype(int))
     decoder, diffusion = np.empty(len(images)), np.empty((len(images), len(edges) - 1))
-    with evaluating(model):
+    with model.evaluating():
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             x0, label = images[part], None if labels is None else labels[part]
@@ -81,26 +79,22 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
                 report(len(x0))
     alpha_bar = float(scheduler.alphas_cumprod[-1])
     prior = gaussian_kl(math.sqrt(alpha_bar) * images.astype(np.float64), 1 - alpha_bar, 0.0, 1.0)
-    return VariationalBound(decoder, diffusion, per_picture(prior), edges)
+    return VariationalBound(decoder, diffusion, prior.sum((1, 2, 3)), edges)
 
 
 def term(model, scheduler, x0, t, labels, generator):
     """(N,) nats: the decoder's term where t is 0 (for all of them or none), else that of the step from t to t − 1."""
     x = scheduler.add_noise(x0, standard_normal(x0.shape, x0.dtype, generator), t)
-    output = predict(model, to_device(x, getattr(model, "device", "cpu")), t, labels, 1.0)
+    output = predict(model, to_device(x, model.device), t, labels, 1.0)
     guess = scheduler.predict_original_sample(to_device(output, "cpu"), t, x).astype(np.float64)
     s = np.maximum(t, 1).reshape(-1, 1, 1, 1)  # the step from 0 borrows the variance of that from 1
     alpha_bar, alpha_bar_prev, beta = scheduler.alphas_cumprod[s], scheduler.alphas_cumprod[s - 1], scheduler.betas[s]
     posterior = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta  # β̃_t
     if t[0] == 0:
-        return per_picture(discretised_gaussian_nll(x0.astype(np.float64), guess, np.sqrt(posterior)))
+        return discretised_gaussian_nll(x0.astype(np.float64), guess, np.sqrt(posterior)).sum((1, 2, 3))
     weight = np.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar)  # of x_0 in the mean (eq. 7); x_t is in both means
     variance = posterior if scheduler.variance_type == "fixed_small" else beta
-    return per_picture(gaussian_kl(weight * x0, posterior, weight * guess, variance))
-
-
-def per_picture(a):
-    return a.reshape(len(a), -1).sum(1)
+    return gaussian_kl(weight * x0, posterior, weight * guess, variance).sum((1, 2, 3))
 
 
 def gaussian_kl(mean_a, variance_a, mean_b, variance_b):

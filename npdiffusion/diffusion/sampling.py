@@ -5,9 +5,7 @@ leave the model's mode, the scheduler's timesteps and their inputs as they were.
 """
 
 import copy
-import functools
 import operator
-from contextlib import contextmanager
 
 import numpy as np
 from tqdm import tqdm
@@ -19,17 +17,15 @@ from ..tensor import Tensor, no_grad
 from .checks import check_labels, check_sample, check_shape, check_timesteps
 from .schedulers import DDIMScheduler, DDPMScheduler, trailing_timesteps
 
-__all__ = ["denoise", "evaluating", "generate", "predict"]
-
 
 def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_inference_steps=None, *,
              dtype=np.float32, generator=None, progress=False):
     """Draw pictures: x_T ~ N(0, I), then ``scheduler.step`` down to x_0 (Ho et al. 2020, algorithm 2).
 
     Args:
-        model: called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU the passes
-            of ``npdiffusion.captured(model)``, with the scheduler's steps, are replayed as a CUDA graph; keep it for
-            later calls.
+        model: a Module, called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU
+            the passes of ``npdiffusion.captured(model)``, with the scheduler's steps, are replayed as a CUDA graph;
+            keep it for later calls.
         scheduler: a DDPMScheduler or DDIMScheduler.
         shape: (N, C, H, W).
         labels: one class for all, (N,) classes in 0 … model.num_classes - 1, or None: no condition.
@@ -45,76 +41,67 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     Returns an array of the given shape on the model's device (``npdiffusion.to_device(x, "cpu")`` brings it back),
     x_0 as the last step left it (within ±clip_sample_range if the scheduler clips and adds no noise at the end).
     """
-    x = standard_normal(check_shape(shape), dtype, generator, getattr(model, "device", "cpu"))
+    x = standard_normal(check_shape(shape), dtype, generator, model.device)
     guidance_scale = float(guidance_scale)  # NumPy's float64 would make float64 of all
     labels = check_labels(labels, model, x, guidance_scale)
     walk = copy.copy(scheduler)  # the caller's keeps its timesteps
     if num_inference_steps is not None:
         walk.set_timesteps(num_inference_steps)
-    steps = np.array([(t, walk.previous_timestep(t)) for t in walk.timesteps.tolist()])
-    steps = np.broadcast_to(steps[:, :, None], (*steps.shape, len(x)))
-    return reverse(model, scheduler, x, steps, labels, guidance_scale, generator, progress)[0]
+    levels = np.repeat(np.append(walk.timesteps, -1)[:, None], len(x), 1)
+    return reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress)[0]
 
 
-def on_the_models_device(denoise):
-    """``denoise`` for pictures on any device: they are moved to the model's, and the result back."""
-    @functools.wraps(denoise)
-    def moved(model, scheduler, noisy, *args, **options):
-        x0 = denoise(model, scheduler, to_device(noisy, getattr(model, "device", "cpu")), *args, **options)
-        return to_device(x0, noisy)
-    return moved
-
-
-@on_the_models_device
 def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_steps=None, labels=None,
             guidance_scale=1.0, *, sigma=None, noise_level=None, generator=None, progress=False):
     """Estimate x_0 from noisy pictures: the reverse process, started at the level of their noise.
 
-    The level, one for all pictures or one for each, is known in one of three ways:
-
-    ======================= ============================================================================
-    t                       ``noisy`` is x_t as ``add_noise`` makes it: √ᾱ_t x_0 + √(1 - ᾱ_t) ε
-    sigma                   ``noisy`` is x_0 + σ ε, as a camera sees it; x_t = √ᾱ_t noisy, where
-                            σ² = (1 - ᾱ_t)/ᾱ_t (``scheduler.sigma_to_t``)
-    noise_level             ``noisy`` is x_t, and this network estimates t for each picture. If you have
-                            x_0 + σ ε and don't know σ, give ``sigma=noise_level.sigma(noisy)``
-    ======================= ============================================================================
-
-    ========== ======================================== =====================================================
-    method     computes                                 good for
-    ========== ======================================== =====================================================
-    one-shot   the model's x_0 (Ho et al. 2020, eq. 15) lowest squared error: the posterior mean E[x_0 | x_t];
-                                                        one pass; smooth where the noise hides the detail
-    ddim       about 20 DDIM steps                      sharper; deterministic (unless the scheduler is a
-               (Song et al. 2021, eq. 12)               DDIMScheduler with η > 0); a middle way
-    ancestral  all t + 1 DDPM steps                     most natural: a sample of p(x_0 | x_t), plausible
-               (Ho et al. 2020, algorithm 2)            detail, about twice the squared error of one-shot
-    ========== ======================================== =====================================================
+    The level, one for all pictures or one for each, is known in one of three ways: ``t``, ``sigma``, ``noise_level``.
 
     Args:
         model, labels, guidance_scale, generator, progress: as for ``generate``.
         scheduler: a DDPMScheduler or DDIMScheduler; ``method`` decides how to step, so either will do.
         noisy: (N, C, H, W), float32 or float64, finite.
-        t: noise level 0 … T - 1, or (N,) integers.
-        num_inference_steps: evenly spaced levels from t down; None for the number in the table.
-        sigma: standard deviation of the noise in units of x_0, or (N,) of them.
-        noise_level: a ``NoiseLevelNet`` trained on such pictures, as pretrained("mnist-noise-level") is on digits.
+        t: noise level 0 … T - 1, or (N,) integers: ``noisy`` is x_t as ``add_noise`` makes it, √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
+        method: "one-shot", the model's x_0 (Ho et al. 2020, eq. 15), has the lowest squared error: the posterior mean
+            E[x_0 | x_t]; one pass; smooth where the noise hides the detail. "ddim", about 20 DDIM steps (Song et al.
+            2021, eq. 12), is a middle way: sharper; deterministic (unless the scheduler is a DDIMScheduler with η > 0).
+            "ancestral", all t + 1 DDPM steps (Ho et al. 2020, algorithm 2), is most natural: a sample of p(x_0 | x_t),
+            plausible detail, about twice the squared error of one-shot.
+        num_inference_steps: evenly spaced levels from t down; None for as many as the method says.
+        sigma: standard deviation of the noise in units of x_0, or (N,) of them: ``noisy`` is x_0 + σ ε, as a camera
+            sees it, and x_t = √ᾱ_t noisy, where σ² = (1 - ᾱ_t)/ᾱ_t (``scheduler.sigma_to_t``).
+        noise_level: a ``NoiseLevelNet`` trained on such pictures, as pretrained("mnist-noise-level") is on digits:
+            it estimates t of each x_t. If you have x_0 + σ ε and don't know σ, give ``sigma=noise_level.sigma(noisy)``.
 
     Returns the estimate, an array like ``noisy`` and on its device, on the scale of x_0, clipped to [-1, 1].
     """
     check_sample(noisy, "noisy")
     check_shape(noisy.shape)
-    if not array_module(noisy).isfinite(noisy).all():
+    place, x = device_of(noisy), to_device(noisy, model.device)
+    if not array_module(x).isfinite(x).all():
         raise ValueError("noisy: expected finite values, got NaN or infinity; clean the images first")
     if num_inference_steps is not None and operator.index(num_inference_steps) < 1:
         raise ValueError(f"num_inference_steps: expected at least 1, got {num_inference_steps}")
     if method not in ("one-shot", "ddim", "ancestral"):
         raise ValueError(f"method: expected 'one-shot', 'ddim' or 'ancestral', got {method!r}")
     guidance_scale = float(guidance_scale)
-    labels = check_labels(labels, model, noisy, guidance_scale)
-    x, t = at_level(scheduler, noisy, t, sigma, noise_level)
+    labels = check_labels(labels, model, x, guidance_scale)
+    if sum(known is not None for known in (t, sigma, noise_level)) != 1:
+        raise ValueError("expected one of t= (for pictures on the scheduler's scale), sigma= (on their own), or "
+                         "noise_level=, a NoiseLevelNet that estimates the level: pretrained('mnist-noise-level') for "
+                         "digits")
+    if t is not None:
+        t = check_timesteps(t, len(x), scheduler.num_train_timesteps)
+    elif noise_level is not None:
+        t = noise_level.timesteps(x, scheduler)
+    else:
+        if np.shape(sigma) not in ((), (len(x),)):
+            raise ValueError(f"sigma: expected a number or {len(x)}, one for each picture, got shape {np.shape(sigma)}")
+        t = scheduler.sigma_to_t(sigma)
+        shrink = np.sqrt(scheduler.alphas_cumprod[t]).reshape(-1, 1, 1, 1).astype(x.dtype)  # x_t = √ᾱ_t (x_0 + σ ε)
+        x = to_device(shrink, x) * x
     if method == "one-shot":
-        with evaluating(model):
+        with model.evaluating():
             output = predict(model, x, t, labels, guidance_scale)
         x0 = scheduler.predict_original_sample(output, t, x)
     else:
@@ -122,61 +109,40 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         levels = np.broadcast_to(t if isinstance(t, int) else to_device(t, "cpu"), len(x))
         order = np.argsort(-levels, kind="stable")
         there, back = to_device(order, x), to_device(np.argsort(order), x)
-        steps = steps_down(levels[order], num_inference_steps or most)
+        levels = levels_down(levels[order], num_inference_steps or most)
         # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
-        x0 = reverse(model, kind.from_config(scheduler.config), x[there], steps,
+        x0 = reverse(model, kind.from_config(scheduler.config), x[there], levels,
                      None if labels is None else labels[there], guidance_scale, generator, progress)[1][back]
-    return x0.clip(-1.0, 1.0)
+    return to_device(x0.clip(-1.0, 1.0), place)
 
 
-def at_level(scheduler, noisy, t, sigma, noise_level):
-    """x_t and t (an int or (N,) integers) from what ``denoise`` was told of the noise."""
-    if sum(known is not None for known in (t, sigma, noise_level)) != 1:
-        raise ValueError("expected one of t= (for pictures on the scheduler's scale), sigma= (on their own), or "
-                         "noise_level=, a NoiseLevelNet that estimates the level: pretrained('mnist-noise-level') for "
-                         "digits")
-    if t is not None:
-        return noisy, check_timesteps(t, len(noisy), scheduler.num_train_timesteps)
-    if noise_level is not None:
-        return noisy, noise_level.timesteps(noisy, scheduler)
-    if np.shape(sigma) not in ((), (len(noisy),)):
-        raise ValueError(f"sigma: expected a number or {len(noisy)}, one for each picture, "
-                         f"got shape {np.shape(sigma)}")
-    t = scheduler.sigma_to_t(sigma)
-    shrink = np.sqrt(scheduler.alphas_cumprod[t]).reshape(-1, 1, 1, 1).astype(noisy.dtype)  # x_t = √ᾱ_t (x_0 + σ ε)
-    return to_device(shrink, noisy) * noisy, t
+def levels_down(levels, most):
+    """The levels (K + 1, N) that pictures visit on their way down from ``levels``, in K steps, at most so many.
 
-
-def steps_down(levels, most):
-    """The levels that pictures visit on their way down from ``levels`` (N,), in at most so many steps.
-
-    Returns (K, 2, N) integers: where each of K passes begins and ends for each picture. All end together at x_0, level
-    -1; those with fewer levels to visit wait at theirs at first, so that different levels cost no more than the
-    highest one.
+    levels: (N,), descending. All end together at x_0, level -1; those with fewer levels to visit wait at theirs at
+    first, so that different levels cost no more than the highest one.
     """
-    paths = {t: [*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in set(levels.tolist())}
-    longest = max(map(len, paths.values()))
-    visited = np.array([[t] * (longest - len(paths[t])) + paths[t] for t in levels.tolist()]).T
-    return np.stack([visited[:-1], visited[1:]], 1)
+    paths = [[*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in levels.tolist()]
+    return np.array([path[:1] * (len(paths[0]) - len(path)) + path for path in paths]).T
 
 
-def reverse(model, scheduler, x, steps, labels, guidance_scale, generator, progress):
+def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress):
     """The reverse process: Ho et al. 2020, algorithm 2, lines 2 to 5, with the step of either scheduler.
 
-    x: (N, C, H, W). steps: (K, 2, N) integers on the CPU: pass k takes picture n from level steps[k, 0, n] down to
-    steps[k, 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step.
+    x: (N, C, H, W). levels: (K + 1, N) integers on the CPU: pass k takes picture n from levels[k, n] down to
+    levels[k + 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step.
     """
     x, x0 = x.copy(), x.copy()
-    t, alpha_bars = to_device(np.ascontiguousarray(steps[:, 0]), x), to_device(scheduler.alpha_bars_at(steps), x)
-    with evaluating(model):
-        for k in tqdm(range(len(steps)), disable=not progress):
-            n = np.count_nonzero(steps[k, 0] != steps[k, 1])
+    t, alpha_bars = to_device(np.ascontiguousarray(levels), x), to_device(scheduler.alpha_bars_at(levels), x)
+    with model.evaluating():
+        for k in tqdm(range(len(levels) - 1), disable=not progress):
+            n = np.count_nonzero(levels[k] != levels[k + 1])
             z = None  # none is added in the step from t = 0
-            if scheduler.stochastic and steps[k, 0].any():
+            if scheduler.stochastic and levels[k].any():
                 z = standard_normal(x[:n].shape, x.dtype, generator, device_of(x))
             label = None if labels is None else labels[:n]
-            x[:n], x0[:n] = replayed(model, one_step, scheduler, guidance_scale, x[:n], t[k, :n], *alpha_bars[k, :, :n],
-                                     label, z)
+            x[:n], x0[:n] = replayed(model, one_step, scheduler, guidance_scale, x[:n], t[k, :n], alpha_bars[k, :n],
+                                     alpha_bars[k + 1, :n], label, z)
     return x, x0
 
 
@@ -202,18 +168,3 @@ def predict(model, x, t, labels, guidance_scale):
         output = model(twice, xp.concatenate([t, t]), xp.concatenate([labels, no_label])).data
     conditional, unconditional = output[:n], output[n:]
     return unconditional + guidance_scale * (conditional - unconditional)
-
-
-@contextmanager
-def evaluating(model):
-    """The model in evaluation mode: a Module in this thread alone, anything else until it is back in its own mode."""
-    if hasattr(model, "evaluating"):
-        with model.evaluating():
-            yield
-        return
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

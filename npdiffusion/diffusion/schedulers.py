@@ -8,7 +8,6 @@ arrives (``previous_timestep``).
 Tables are float64; each coefficient is cast last, so float32 samples stay float32.
 """
 
-import inspect
 import math
 import operator
 from dataclasses import dataclass, fields
@@ -19,8 +18,6 @@ import numpy as np
 from ..device import device_of, to_device
 from ..random import standard_normal
 from .checks import check_like, check_timesteps
-
-__all__ = ["DDIMScheduler", "DDPMScheduler", "SchedulerOutput", "trailing_timesteps"]
 
 CHOICES = {"beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
            "prediction_type": ("epsilon", "sample", "v_prediction"),
@@ -95,8 +92,7 @@ class _Scheduler:
         if self.num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps: expected an int >= 1, got {self.num_train_timesteps}")
         if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError("expected 0 < beta_start <= beta_end < 1, "
-                             f"got {self.beta_start} and {self.beta_end}")
+            raise ValueError(f"expected 0 < beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}")
         if not self.clip_sample_range > 0:
             raise ValueError(f"clip_sample_range: expected a number > 0, got {self.clip_sample_range}")
         self.betas = make_betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
@@ -116,8 +112,7 @@ class _Scheduler:
     @classmethod
     def from_config(cls, config):
         """A scheduler of this class from another's ``config``; what only the other class has is left out."""
-        known = inspect.signature(cls).parameters
-        return cls(**{name: value for name, value in config.items() if name in known})
+        return cls(**{field.name: config[field.name] for field in fields(cls) if field.name in config})
 
     def set_timesteps(self, num_inference_steps=None, timesteps=None):
         """Choose the levels that a sampling loop visits.

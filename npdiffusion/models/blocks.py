@@ -2,28 +2,23 @@
 
 import operator
 
-from .. import functional as F
-from .. import nn
-
-__all__ = ["GROUPS", "NormSiLU", "ResBlock", "check_channels", "check_shape", "check_sizes", "conv_pairs"]
+from .. import functional as F, nn
 
 GROUPS = 8  # of channels, in every group norm
 
 
-def check_sizes(network, **sizes):
-    """The sizes (None is allowed) as Python's integers, which JSON can hold; ValueError below 1."""
-    for name, n in sizes.items():
-        if n is not None and operator.index(n) < 1:
-            raise ValueError(f"{network}: {name} must be at least 1, got {n}")
-    return [None if n is None else operator.index(n) for n in sizes.values()]
+def check_sizes(network, channels, groups=GROUPS, **sizes):
+    """The channels as a tuple of Python's integers, which JSON can hold, then each of the sizes (or None) as one.
 
-
-def check_channels(network, channels, groups=GROUPS):
-    """The channels as a tuple of Python's integers; ValueError unless they can be normalised in groups."""
+    Raises ValueError for channels that cannot be normalised in groups, and for sizes below 1.
+    """
     channels = tuple(map(operator.index, channels))
     if not channels or any(c < 1 or c % groups for c in channels):
         raise ValueError(f"{network}: channels must be positive multiples of {groups}, got {channels}")
-    return channels
+    for name, n in sizes.items():
+        if n is not None and operator.index(n) < 1:
+            raise ValueError(f"{network}: {name} must be at least 1, got {n}")
+    return channels, *(None if n is None else operator.index(n) for n in sizes.values())
 
 
 def check_shape(network, x, *sizes):

@@ -1,10 +1,7 @@
 """A small convolutional classifier, which judges what the generative models make."""
 
-from .. import functional as F
-from .. import nn
-from .blocks import GROUPS, NormSiLU, check_channels, check_shape, check_sizes, conv_pairs
-
-__all__ = ["Classifier"]
+from .. import functional as F, nn
+from .blocks import GROUPS, NormSiLU, check_shape, check_sizes, conv_pairs
 
 
 class Classifier(nn.Module):
@@ -19,9 +16,9 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, num_classes=10, in_channels=1, channels=(32, 64, 128), dropout=0.0):
-        channels, dropout = check_channels("Classifier", channels), float(dropout)
-        num_classes, in_channels = check_sizes("Classifier", num_classes=num_classes, in_channels=in_channels)
-        self.config = dict(num_classes=num_classes, in_channels=in_channels, channels=channels, dropout=dropout)
+        channels, num_classes, in_channels = check_sizes("Classifier", channels, num_classes=num_classes,
+                                                         in_channels=in_channels)
+        self.config = dict(num_classes=num_classes, in_channels=in_channels, channels=channels, dropout=float(dropout))
         self.num_classes = num_classes
         self.convs = conv_pairs(in_channels, channels)
         self.norms = nn.ModuleList(NormSiLU(GROUPS, c) for c in channels for _ in range(2))

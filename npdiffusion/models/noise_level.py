@@ -2,13 +2,10 @@
 
 import numpy as np
 
-from .. import functional as F
-from .. import nn
+from .. import functional as F, nn
 from ..diffusion.checks import check_sample
 from ..tensor import Tensor, no_grad
-from .blocks import check_channels, check_shape, check_sizes, conv_pairs
-
-__all__ = ["NoiseLevelNet", "laplace_nll"]
+from .blocks import check_shape, check_sizes, conv_pairs
 
 
 class NoiseLevelNet(nn.Module):
@@ -27,8 +24,8 @@ class NoiseLevelNet(nn.Module):
     """
 
     def __init__(self, in_channels=1, channels=(16, 32, 64), hidden=64):
-        in_channels, hidden = check_sizes("NoiseLevelNet", in_channels=in_channels, hidden=hidden)
-        channels = check_channels("NoiseLevelNet", channels, groups=1)
+        channels, in_channels, hidden = check_sizes("NoiseLevelNet", channels, groups=1, in_channels=in_channels,
+                                                    hidden=hidden)
         self.config = dict(in_channels=in_channels, channels=channels, hidden=hidden)
         self.convs = conv_pairs(in_channels, channels)
         for conv in self.convs:  # from PyTorch's 1/(3 fan_in) to variance 3/fan_in: nothing else keeps SiLU's scale

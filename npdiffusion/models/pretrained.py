@@ -9,8 +9,6 @@ from .noise_level import NoiseLevelNet
 from .unet import UNet
 from .vae import VAE
 
-__all__ = ["load_model", "pretrained", "save_model"]
-
 PACKAGE = Path(__file__).parent.parent
 # The package's own; those of a checkout, found next to the package or to the example that runs
 WEIGHTS = PACKAGE / "weights", PACKAGE.parent / "examples" / "weights", Path(sys.argv[0]).parent / "weights"

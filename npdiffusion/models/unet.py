@@ -4,14 +4,11 @@ import operator
 
 import numpy as np
 
-from .. import functional as F
-from .. import nn
+from .. import functional as F, nn
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor
-from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape, check_sizes
-
-__all__ = ["UNet", "timestep_embedding"]
+from .blocks import GROUPS, NormSiLU, ResBlock, check_shape, check_sizes
 
 HEAD = 32  # channels of one attention head
 
@@ -77,10 +74,10 @@ class UNet(nn.Module):
 
     def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
                  num_classes=None, dropout=0.0):
-        channels, attention = check_channels("UNet", channels), tuple(map(operator.index, attention))
-        in_channels, out_channels, blocks, num_classes = check_sizes(
-            "UNet", in_channels=in_channels, out_channels=out_channels, blocks=blocks, num_classes=num_classes)
-        time, dropout = bool(time), float(dropout)
+        channels, in_channels, out_channels, blocks, num_classes = check_sizes(
+            "UNet", channels, in_channels=in_channels, out_channels=out_channels, blocks=blocks,
+            num_classes=num_classes)
+        attention, time, dropout = tuple(map(operator.index, attention)), bool(time), float(dropout)
         self.config = dict(in_channels=in_channels, out_channels=out_channels, channels=channels, blocks=blocks,
                            attention=attention, time=time, num_classes=num_classes, dropout=dropout)
         if any(not 0 <= i < len(channels) or channels[i] % HEAD for i in attention):

@@ -2,14 +2,11 @@
 
 import math
 
-from .. import functional as F
-from .. import nn
+from .. import functional as F, nn
 from ..device import to_device
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
-from .blocks import GROUPS, NormSiLU, ResBlock, check_channels, check_shape, check_sizes
-
-__all__ = ["VAE", "bernoulli_nll", "gaussian_kl", "vae_loss"]
+from .blocks import GROUPS, NormSiLU, ResBlock, check_shape, check_sizes
 
 
 def gaussian_kl(mean, logvar):
@@ -54,9 +51,8 @@ class VAE(nn.Module):
     """
 
     def __init__(self, latent=20, channels=(32, 64), hidden=256, in_channels=1, size=32):
-        latent, hidden, in_channels, size = check_sizes("VAE", latent=latent, hidden=hidden, in_channels=in_channels,
-                                                        size=size)
-        channels = check_channels("VAE", channels)
+        channels, latent, hidden, in_channels, size = check_sizes("VAE", channels, latent=latent, hidden=hidden,
+                                                                  in_channels=in_channels, size=size)
         self.config = dict(latent=latent, channels=channels, hidden=hidden, in_channels=in_channels, size=size)
         if size % 2 ** len(channels):
             raise ValueError(f"VAE with {len(channels)} halvings expects a size that divides by {2 ** len(channels)}, "

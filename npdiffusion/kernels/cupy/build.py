@@ -39,14 +39,14 @@ def kernel(name, family, dtype, **defines):
     return build(family, dtype, **defines).get_function(name)
 
 
-def launch(kernel, grid, block, args, shared_mem=0):
+def launch(kernel, grid, block, args):
     """Run a kernel on the current stream, unless there is nothing to do.
 
     Each argument has the parameter's C type: NumPy scalars (a Python int is a long long, a float a double), arrays for
     pointers, scalars of a structured dtype for structs. Nothing waits for the kernel.
     """
     if 0 not in grid:
-        kernel(grid, block, args, shared_mem=shared_mem)
+        kernel(grid, block, args)
 
 
 def launch_each(name, family, array, args):

@@ -43,7 +43,7 @@ def clip_grad_norm(grads, max_norm):
     xp = cupy()
     norm, factor = xp.empty((), grads[0].dtype), xp.empty((), np.float64)
     with walkable(grads) as rows:
-        parts = xp.empty(sum(map(blocks, rows)), np.float64)
+        parts = xp.empty(sum(ceil_div(g.size, CHUNK) for g, in rows), np.float64)
         launch_rows("squares", rows, parts)
         args = parts, parts.size, float(max_norm), norm, factor
         launch(kernel("clip_factor", "optim", norm.dtype), (1,), (256,), args)
@@ -80,18 +80,15 @@ def launch_rows(name, rows, *args):
         many, layout = table(len(same[0]))
         real = "float32" if dtype == np.int64 else dtype  # counts: their kernel has no real
         for some in (same[i:i + many] for i in range(0, len(same), many)):
-            counts = [blocks(row) for row in some]
-            ends, t = np.cumsum(counts), np.zeros((), layout)
-            t["blocks"], t["size"][:len(some)] = before, [row[0].size for row in some]
+            t, sizes = np.zeros((), layout), np.array([row[0].size for row in some])
+            counts = ceil_div(sizes, CHUNK)
+            ends = np.cumsum(counts)
+            t["blocks"], t["size"][:len(some)] = before, sizes
             t["block"][...] = ends[-1]
             t["block"][:len(some)] = ends - counts
             t["array"][:len(some)] = [[a.data.ptr for a in row] for row in some]
             launch(kernel(name, "optim", real), (int(ends[-1]),), (256,), (t[()], *args))
             before += int(ends[-1])
-
-
-def blocks(row):
-    return ceil_div(row[0].size, CHUNK)
 
 
 @cache

@@ -10,38 +10,34 @@ POOL = np.dtype([("samples", "i4"), ("channels", "i4"), *((name, "i4", 2) for na
     "size", "out_size", "kernel", "stride", "padding", "dilation"))])  # struct Pool in pool.cu
 
 
-def _launch(name, arrays, x, y, kernel_size, stride, padding, dilation):
-    """A thread for four channels of each pixel of the last array (N, H, W, C); blocks along y for its samples."""
-    n, h, w, c = arrays[-1].shape
-    pairs = map(tuple, (x.shape[1:3], y.shape[1:3], kernel_size, stride, padding, dilation))
-    grid = ceil_div(h * w * ceil_div(c, 4), 256), min(n, 65535)
-    launch(kernel(name, "pool", x.dtype), grid, (256,), (*arrays, struct(POOL, n, c, *pairs)))
-    return to_nchw(arrays[-1])
+def _launch(name, arrays, size, x_size, y_size, kernel_size, stride, padding, dilation):
+    """A thread for four channels of each pixel of the result (N, C, *size); blocks along y for its samples."""
+    n, _, _, c = arrays[0].shape
+    result = cupy().empty((n, *size, c), arrays[0].dtype)
+    pairs = map(tuple, (x_size, y_size, kernel_size, stride, padding, dilation))
+    grid = ceil_div(size[0] * size[1] * ceil_div(c, 4), 256), min(n, 65535)
+    launch(kernel(name, "pool", result.dtype), grid, (256,), (*arrays, result, struct(POOL, n, c, *pairs)))
+    return to_nchw(result)
 
 
 def max_pool2d(x, size, kernel, stride, padding, dilation):
     """See ``plain.max_pool2d``."""
-    x = channels_last(x)
-    y = cupy().empty((len(x), *size, x.shape[3]), x.dtype)
-    return _launch("max_pool2d", (x, y), x, y, kernel, stride, padding, dilation)
+    return _launch("max_pool2d", (channels_last(x),), size, x.shape[2:], size, kernel, stride, padding, dilation)
 
 
 def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
     """See ``plain.max_pool2d_backward``."""
-    g, x, y = map(channels_last, (g, x, y))
-    dx = cupy().empty(x.shape, x.dtype)
-    return _launch("max_pool2d_backward", (g, x, y, dx), x, y, kernel, stride, padding, dilation)
+    arrays, size = [channels_last(a) for a in (g, x, y)], x.shape[2:]
+    return _launch("max_pool2d_backward", arrays, size, size, y.shape[2:], kernel, stride, padding, dilation)
 
 
 def avg_pool2d(x, size, kernel, stride, padding, counts):
     """See ``plain.avg_pool2d``."""
-    x = channels_last(x)
-    y = cupy().empty((len(x), *size, x.shape[3]), x.dtype)
-    return _launch("avg_pool2d", (x, contiguous(counts), y), x, y, kernel, stride, padding, (1, 1))
+    arrays = channels_last(x), contiguous(counts)
+    return _launch("avg_pool2d", arrays, size, x.shape[2:], size, kernel, stride, padding, (1, 1))
 
 
 def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
     """See ``plain.avg_pool2d_backward``."""
-    g = channels_last(g)
-    dx = cupy().empty((len(g), *size, g.shape[3]), g.dtype)
-    return _launch("avg_pool2d_backward", (g, contiguous(counts), dx), dx, g, kernel, stride, padding, (1, 1))
+    arrays = channels_last(g), contiguous(counts)
+    return _launch("avg_pool2d_backward", arrays, size, size, g.shape[2:], kernel, stride, padding, (1, 1))
