@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -76,6 +77,34 @@ def test_attention_of_a_query_that_sees_nothing(room, size, mask, small):
     with small_pieces(2, small):
         y, _ = room.attention(np.array([[np.nan], [1.0]]), one, value, None, None, 1.0)
     np.testing.assert_array_equal(y, [[np.nan], [2]])
+
+
+@pytest.mark.parametrize("size", [1.0, 50.0])  # scores up to 2e4: e^S would overflow
+@pytest.mark.parametrize("mask", [None, "bool", "float"])
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("stack", [(2, 3), (3,), ()])
+def test_attention_in_tiles(size, mask, dropout, stack):
+    rng = np.random.default_rng(0)
+    query, key, value, g = (rng.standard_normal((*stack, *shape)) for shape in ((70, 8), (1500, 8), (1500, 5), (70, 5)))
+    query, noise = size * query, rng.standard_normal((70, 1500))
+    mask = {None: None, "bool": noise > 0, "float": noise}[mask]
+    dropped = 2.0 * (rng.random((*stack, 70, 1500)) < 0.5) if dropout else None
+    results = []
+    for room in (plain, fast):
+        y, kept = room.attention(query, key, value, mask, dropped, 0.5)
+        results.append([y, *room.attention_backward(g, query, key, value, y, kept, mask, dropped, 0.5, True)])
+    for expected, result in zip(*results):
+        np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_attention_never_holds_its_scores():
+    heads = [np.random.default_rng(i).standard_normal((1, 2, 2048, 16), dtype=np.float32) for i in range(4)]
+    tracemalloc.start()
+    y, kept = fast.attention(*heads[:3], None, None, 0.25)
+    fast.attention_backward(heads[3], *heads[:3], y, kept, None, None, 0.25)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 << 20  # they would take 32 MiB
 
 
 @pytest.mark.parametrize("room", [plain, fast], ids=["plain", "numpy"])
