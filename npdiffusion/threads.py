@@ -11,13 +11,15 @@ import queue
 import threading
 from contextlib import ContextDecorator, contextmanager
 from contextvars import copy_context
-from functools import cache, partial
+from functools import cache, partial, wraps
 
 import numpy as np
 
 from ._process import blas_threads_sleep
 
-__all__ = ["get_num_threads", "one_blas_thread", "parallel", "scratch", "set_num_threads", "threads_for"]
+__all__ = [
+    "get_num_threads", "multiplies", "one_blas_thread", "parallel", "scratch", "set_num_threads", "threads_for",
+]
 
 WORTH = 1 << 27  # multiplications, about a millisecond, from which on threads pay
 
@@ -52,25 +54,25 @@ def threads_for(work):
     return _num_threads if work >= WORTH else 1
 
 
-class one_blas_thread(ContextDecorator):
-    """Context, or decorator of a kernel, in which BLAS uses one thread; or, with ``or_ours``, as many as we may use,
-    until ``parallel`` begins.
+def multiplies(kernel):
+    """A kernel that multiplies matrices: BLAS uses one thread; outside ``parallel`` it may use as many as we may, if
+    they do not keep the cores busy afterwards."""
+    @wraps(kernel)
+    def run(*args, **options):
+        if blas_threads_sleep and all([ask() <= _num_threads for ask, _ in blas()]):
+            return kernel(*args, **options)
+        with one_blas_thread():
+            return kernel(*args, **options)
 
-    The first to enter tells BLAS, the last to leave tells it what held before.
-    """
+    return run
+
+
+class one_blas_thread(ContextDecorator):
+    """Context in which BLAS uses one thread: the first to enter tells it, the last to leave what held before."""
 
     inside, before = [], ()  # the threads (more than once, where they enter again); [(set_num_threads, n)]
 
-    def __init__(self, or_ours=False):
-        self.or_ours = or_ours
-
-    def _recreate_cm(self):
-        return one_blas_thread(self.or_ours)  # ContextDecorator would share one among calls
-
     def __enter__(self):
-        self.free = self.or_ours and blas_threads_sleep and all([ask() <= _num_threads for ask, _ in blas()])
-        if self.free:
-            return
         with _lock:
             self.inside.append(threading.get_ident())
             if len(self.inside) == 1:
@@ -79,8 +81,6 @@ class one_blas_thread(ContextDecorator):
                     tell(1)
 
     def __exit__(self, *exc):
-        if self.free:
-            return
         with _lock:
             self.inside.remove(threading.get_ident())
             if not self.inside:

@@ -65,7 +65,7 @@ def counts(*_):
     return [ask() for ask, _ in threads.blas()]
 for _, tell in threads.blas():
     tell(2)
-kernel = threads.one_blas_thread(or_ours=True)(lambda: [counts(), *threads.parallel(counts, 1), *threads.parallel(counts, 2)])
+kernel = threads.multiplies(lambda: [counts(), *threads.parallel(counts, 1), *threads.parallel(counts, 2)])
 for ours in (2, 1):
     threads.set_num_threads(ours)
     print([*map(sum, kernel()), sum(counts())])

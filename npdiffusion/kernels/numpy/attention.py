@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ...threads import one_blas_thread, parallel, scratch, threads_for
+from ...threads import multiplies, parallel, scratch, threads_for
 from ..plain.attention import dropped
 from .elementwise import MOVED
 from .product import product
@@ -66,7 +66,7 @@ def softmax_backward(g, y, axis):
     return _over_batch(backward, axis, np.empty_like(y), g, y)
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def attention(query, key, value, mask, dropout, scale):
     """See ``plain.attention``. The weights are kept where they are no larger than what they came from; else, instead
     of them, ℓ = log Σ e^S (…, L, 1), from which P = e^(S − ℓ) is made again (∞ for a query that sees no key)."""
@@ -79,7 +79,7 @@ def attention(query, key, value, mask, dropout, scale):
     return product(dropped(weights, dropout), value), weights
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def attention_backward(g, query, key, value, y, weights, mask, dropout, scale, need_scores=False):
     """See ``plain.attention_backward``; weights: what ``attention`` kept."""
     if not _weights_are_small(query, key, value):

@@ -16,7 +16,7 @@ follows from the result's size.
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ...threads import one_blas_thread, parallel, scratch, threads_for
+from ...threads import multiplies, parallel, scratch, threads_for
 from .elementwise import MOVED
 from .layout import channels_last, pixel_rows, sums_over_pixels, to_nchw
 from .windows import chunks, padded, threads_for_columns
@@ -25,13 +25,13 @@ from .winograd import fits_winograd, winograd, winograd_pays
 _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
     """See ``plain.conv2d``."""
     return _gather(x, weight, bias, None, size, stride, padding, dilation, groups, even=True)[0]
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """See ``plain.conv2d_backward``.
 
@@ -54,7 +54,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
     return dx, dweight, dbias
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
     """See ``plain.conv_transpose2d``."""
     if tuple(stride) == (1, 1):
@@ -63,7 +63,7 @@ def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
     return _scatter(x, weight, bias, size, stride, padding, dilation, groups)
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def conv_transpose2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
     """See ``plain.conv_transpose2d_backward``. One gather gives dx and dweight."""
     need_input, need_weight, need_bias = needs
@@ -94,7 +94,7 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
     o, taps = out_channels // groups, kh * kw * c
     matrix = weight.reshape(groups, o, c, kh, kw).transpose(0, 3, 4, 2, 1).reshape(groups, taps, o)
     y = np.empty((len(x), h, w, out_channels), x.dtype) if need_y else None
-    bias_row = None if bias is None else np.tile(bias, w)  # one long run adds faster than w short ones
+    bias_row = None if bias is None else bias[None].repeat(w, 0).ravel()  # one long run adds faster than w short ones
     threads = threads_for_columns(len(x) * h * w, taps, out_channels)
     pieces = chunks(len(x), h, w * kh * kw * x.shape[3] * x.itemsize, _CHUNK_BYTES, threads)
 

@@ -6,7 +6,7 @@ Python's lock.
 
 import numpy as np
 
-from ...threads import one_blas_thread, parallel, scratch, threads_for
+from ...threads import multiplies, parallel, scratch, threads_for
 from .elementwise import MOVED
 from .layout import pixel_rows, sums_over_pixels, to_nchw
 from .windows import chunks
@@ -57,7 +57,7 @@ def _conditioned(weight, bias, scale_shift):
     return weight * scale, bias * scale + scale_shift[:, c:], scale
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     """See ``plain.group_norm``. The scale and shift are again one weight and one bias, weight·(1 + scale) and
     bias·(1 + scale) + shift; means and 1/√(σ² + eps) are computed between the two walks."""
@@ -99,7 +99,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     return to_nchw(out), mu, rstd
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
     """See ``plain.group_norm_backward``, also for A and B. y is computed again, which is cheaper than keeping it."""
     n, c, h, w = x.shape

@@ -5,10 +5,10 @@ OpenBLAS's own threads spin for milliseconds after each product, and would take 
 
 import numpy as np
 
-from ...threads import one_blas_thread, parallel, threads_for
+from ...threads import multiplies, parallel, threads_for
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def matmul(a, b):
     """a @ b by NumPy's rules, split over the first axis of stacks, or rows of a."""
     return product(a, b)
@@ -32,13 +32,13 @@ def product(a, b, bias=None):
     return out
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def linear(x, weight, bias):
     """x weightᵀ + bias: x (n, in), weight (out, in), bias (out,) or None."""
     return product(x, weight.T, bias)
 
 
-@one_blas_thread(or_ours=True)
+@multiplies
 def linear_backward(g, x, weight, need_input=True):
     """dx, dweight and dbias of <g, x weightᵀ + bias>; dx is None if not needed."""
     return product(g, weight) if need_input else None, product(g.T, x), g.sum(0)
