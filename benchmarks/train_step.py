@@ -306,10 +306,10 @@ def size_table(threads, repeats):
         results["sizes"][name] = row
         print(line, flush=True)
     if os.path.exists("/proc/self/status"):
-        peaks = {f"attention_peak_mib_{pixels}": peak_memory("attention", pixels) for pixels in (1024, 4096)}
-        results |= peaks
-        print("peak memory of attention, forward and backward, one picture in 4 heads of 32 channels, MiB: "
-              f"{peaks['attention_peak_mib_1024']:.0f} for 1,024 pixels, {peaks['attention_peak_mib_4096']:.0f} for 4,096")
+        print("peak memory of attention, forward and backward, one picture in 4 heads of 32 channels:")
+        for pixels in (1024, 4096):
+            results[f"attention_peak_mib_{pixels}"] = peak = peak_memory("attention", pixels)
+            print(f"{pixels:,} pixels {peak:.0f} MiB")
     return results
 
 
