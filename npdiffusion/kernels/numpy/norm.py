@@ -8,7 +8,7 @@ import numpy as np
 
 from ...threads import multiplies, parallel, scratch, threads_for
 from .elementwise import MOVED
-from .layout import pixel_rows, sums_over_pixels, to_nchw
+from .layout import pixel_rows, sums_over_pixels, to_nchw, unbuffered
 from .windows import chunks
 
 PIECE = 1 << 21  # bytes worked on at a time, so that they and the scratch buffers stay in cache
@@ -22,7 +22,8 @@ def _in_pieces(function, rows):
               for n0, n1, r0, r1 in chunks(n, length, width * rows.itemsize, PIECE, threads)]
 
     def run(start, stop):
-        return [(piece[0], function(*piece)) for piece in pieces[start:stop]]
+        with unbuffered():
+            return [(piece[0], function(*piece)) for piece in pieces[start:stop]]
 
     return sum(parallel(run, len(pieces), threads), [])
 
