@@ -18,8 +18,6 @@ import numpy as np
 from .device import array_module, device_of, to_device
 from .kernels import kernels
 
-__all__ = ["Node", "Tensor", "no_grad", "record"]
-
 _no_grads = ContextVar("no_grads", default=0)  # how many no_grad this thread (or asyncio task) is inside
 
 
