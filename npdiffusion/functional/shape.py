@@ -146,18 +146,13 @@ def pad(input, pad, mode="constant", value=0.0):
     pairs = [(0, 0)] * (input.ndim - len(pad) // 2) + [tuple(pad[i:i + 2]) for i in range(len(pad) - 2, -1, -2)]
     if any(n + min(a, 0) + min(b, 0) < 0 for n, (a, b) in zip(input.shape, pairs)):
         raise ValueError(f"pad {pad!r} crops more than the input's shape {input.shape} has")
-    inner = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, pairs))
-    outer = tuple(slice(max(a, 0), max(a, 0) + s.stop - s.start) for s, (a, _) in zip(inner, pairs))
-    xp, shape, dtype = array_module(input.data), input.shape, input.dtype
-    y = xp.full(tuple(n + a + b for n, (a, b) in zip(shape, pairs)), value, dtype)
-    y[outer] = input.data[inner]
-
-    def backward(g):
-        dx = xp.zeros(shape, dtype)
-        dx[inner] = g[outer]
-        return (dx,)
-
-    return record(y, "pad", (input,), backward)
+    size = tuple(n + a + b for n, (a, b) in zip(input.shape, pairs))
+    if min(pad, default=0) < 0:
+        input = getitem(input, tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, pairs)))
+    inside = tuple(slice(max(a, 0), max(a, 0) + n) for n, (a, _) in zip(input.shape, pairs))
+    y = array_module(input.data).full(size, value, input.dtype)
+    y[inside] = input.data
+    return record(y, "pad", (input,), lambda g: (g[inside],))
 
 
 def to(input, target, op="to"):
