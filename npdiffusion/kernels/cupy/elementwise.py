@@ -6,7 +6,7 @@ import numpy as np
 
 from ...device import cupy
 from .build import ceil_div, kernel, launch
-from .layout import channels_last, contiguous, to_nchw
+from .layout import channels_last, contiguous, packed, to_nchw
 
 PARTS = 256  # blocks that share a sum: enough to keep a GPU busy
 
@@ -62,7 +62,7 @@ def squared_error(x, y, scale):
     """scale·Σ (x − y)², an array (). Blocks sum shares of the elements, a second kernel those."""
     count = max(1, min(PARTS, ceil_div(x.size, 4096)))
     parts = cupy().empty((count, 1), x.dtype)
-    args = _rows(x), _rows(y), parts, x.size, float(scale)
+    args = packed(x), packed(y), parts, x.size, float(scale)
     launch(kernel("squared_error", "elementwise", x.dtype), (count,), (256,), args)
     return sum_parts(parts).reshape(())
 
@@ -97,9 +97,9 @@ def add_at(shape, index, g):
 
 def _each(name, arrays, *numbers):
     """The kernel ``name`` of arrays of one shape, element by element; images come out channels-last in memory."""
-    rows = [_rows(x) for x in arrays]
-    y = cupy().empty(rows[0].shape, rows[0].dtype)
-    _filled(name, y, (*rows, y, y.size, *numbers))
+    arrays = [packed(x) for x in arrays]
+    y = cupy().empty_like(arrays[0])
+    _filled(name, y, (*arrays, y, y.size, *numbers))
     return to_nchw(y) if y.ndim == 4 else y
 
 
@@ -107,7 +107,3 @@ def _filled(name, out, args):
     """out, after the kernel ``name`` with a thread for each of its elements."""
     launch(kernel(name, "elementwise", out.dtype), (ceil_div(out.size, 256),), (256,), args)
     return out
-
-
-def _rows(x):
-    return channels_last(x) if x.ndim == 4 else contiguous(x)

@@ -21,8 +21,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     """See ``plain.group_norm``."""
     x, conditions = channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
-    xp = cupy()
-    y, mean, rstd = xp.empty(x.shape, x.dtype), xp.empty((n, c), x.dtype), xp.empty((n, c), x.dtype)
+    y, mean, rstd = (cupy().empty(shape, x.dtype) for shape in (x.shape, (n, c), (n, c)))
     _launch("group_norm", (x, *conditions, y, mean, rstd), x, groups, silu, eps)
     return to_nchw(y), mean, rstd
 
@@ -31,9 +30,8 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     """See ``plain.group_norm_backward``."""
     g, x, conditions = channels_last(g), channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, _, _, c = x.shape
-    xp = cupy()
-    dx, parts = xp.empty(x.shape, x.dtype), xp.empty((n, 2 * c), x.dtype)  # of dweight and dbias, for each sample
-    dscale_shift = None if scale_shift is None else xp.empty(parts.shape, x.dtype)
+    dx, parts = (cupy().empty(shape, x.dtype) for shape in (x.shape, (n, 2 * c)))  # parts: of dweight, dbias
+    dscale_shift = None if scale_shift is None else cupy().empty_like(parts)
     _launch("group_norm_backward", (g, x, mean, rstd, *conditions, dx, parts, dscale_shift), x, groups, silu)
     sums = sum_parts(parts)
     return to_nchw(dx), sums[:c], sums[c:], dscale_shift
