@@ -25,11 +25,8 @@ def matmul(input, other):
         return matmul(a.unsqueeze(0), b).squeeze(-2 if y.ndim > 1 else -1)
     if y.ndim == 1:
         return matmul(a, b.unsqueeze(1)).squeeze(-1)
-
-    def backward(g):
-        return kernels(g).matmul(g, y.swapaxes(-1, -2)), kernels(g).matmul(x.swapaxes(-1, -2), g)
-
-    return record(kernels(x).matmul(x, y), "matmul", (a, b), backward)
+    return record(kernels(x).matmul(x, y), "matmul", (a, b),
+                  lambda g: (kernels(g).matmul(g, y.swapaxes(-1, -2)), kernels(g).matmul(x.swapaxes(-1, -2), g)))
 
 
 def linear(input, weight, bias=None):

@@ -120,11 +120,8 @@ def cat(tensors, dim=0):
                              f"{[x.shape for x in tensors]}")
     edges = np.cumsum([0] + [x.shape[axis] for x in tensors]).tolist()
     before = (slice(None),) * axis
-
-    def backward(g):
-        return tuple(g[before + (slice(a, b),)] for a, b in zip(edges, edges[1:]))
-
-    return record(kernels(first.data).cat([x.data for x in tensors], axis), "cat", tensors, backward)
+    return record(kernels(first.data).cat([x.data for x in tensors], axis), "cat", tensors,
+                  lambda g: tuple(g[before + (slice(a, b),)] for a, b in zip(edges, edges[1:])))
 
 
 def stack(tensors, dim=0):
