@@ -16,4 +16,4 @@ from .norm import group_norm, group_norm_backward
 from .optim import adam, clip_grad_norm, ema, sgd
 from .pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from .product import linear, linear_backward, matmul
-from .random import default_rng
+from .random import Generator as default_rng
