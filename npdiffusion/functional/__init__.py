@@ -26,8 +26,8 @@ __all__ = [
     "sub", "sum", "tanh", "transpose", "unsqueeze", "var", "where",
 ]
 
-for _op in (abs, add, clamp, div, exp, expand, flatten, log, log_softmax, matmul, max, mean, min, mul, neg, permute, pow,
-            relu, reshape, sigmoid, silu, softmax, sqrt, squeeze, sub, sum, tanh, to, transpose, unsqueeze, var):
+for _op in (abs, add, clamp, div, exp, expand, flatten, log, log_softmax, matmul, max, mean, min, mul, neg, permute,
+            pow, relu, reshape, sigmoid, silu, softmax, sqrt, squeeze, sub, sum, tanh, to, transpose, unsqueeze, var):
     setattr(Tensor, _op.__name__, _op)
 Tensor.view = reshape
 Tensor.cpu, Tensor.cuda = lambda self: to(self, "cpu"), lambda self: to(self, "cuda")
