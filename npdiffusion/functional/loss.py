@@ -65,11 +65,9 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
     op = "binary_cross_entropy_with_logits"
     target = _check_same(op, input, target)
     check_float(op, input=input, weight=weight, pos_weight=pos_weight)
-    if_true, if_false = target, 1 - target
-    if pos_weight is not None:
-        if_true = _product(if_true, pos_weight)
-    loss = _product(if_true, softplus(-input, threshold=math.inf)) + (
-        _product(if_false, softplus(input, threshold=math.inf)))
+    positive = target if pos_weight is None else _product(target, pos_weight)
+    loss = _product(positive, softplus(-input, threshold=math.inf))
+    loss = loss + _product(1 - target, softplus(input, threshold=math.inf))
     return _reduced(loss if weight is None else _product(weight, loss), reduction)
 
 

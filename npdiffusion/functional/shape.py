@@ -79,11 +79,10 @@ def expand(input, *shape):
 def getitem(input, index):
     """input[index]: integers, slices, None, ..., integer or bool arrays (or Tensors of them), as in NumPy."""
     check_tensor("getitem", input)
-    parts = index if isinstance(index, tuple) else (index,)
-    parts = tuple(_index(i, input.data) for i in parts)
-    index = parts if isinstance(index, tuple) else parts[0]
-    shape, dtype = input.shape, input.dtype
-    xp = array_module(input.data)
+    x, whole = input.data, isinstance(index, tuple)
+    parts = tuple(_index(i, x) for i in (index if whole else (index,)))
+    index = parts if whole else parts[0]
+    xp, shape, dtype = array_module(x), x.shape, x.dtype
     repeats = any(isinstance(i, xp.ndarray) and i.dtype.kind != "b" for i in parts)
 
     def backward(g):
@@ -93,7 +92,7 @@ def getitem(input, index):
         dx[index] = g
         return (dx,)
 
-    return record(input.data[index], "getitem", (input,), backward)
+    return record(x[index], "getitem", (input,), backward)
 
 
 def _index(i, array):
