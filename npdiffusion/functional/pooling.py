@@ -86,7 +86,7 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
         factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
         if len(factors) != 2 or not min(factors) > 0:
             raise ValueError(f"scale_factor must be a positive number or a pair of them, got {scale_factor!r}")
-        size = [int(n * f) for n, f in zip(sides, factors)]
+        size = tuple(int(n * f) for n, f in zip(sides, factors))
         if recompute_scale_factor:
             return interpolate(input, size)
         rows, columns = [xp.minimum((xp.arange(o) / f).astype(int), n - 1) for o, f, n in zip(size, factors, sides)]
