@@ -99,8 +99,7 @@ def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="m
         if labels.shape != shape or labels.dtype.kind not in "iu":
             raise ValueError(f"{op} expects class numbers of shape {shape} or probabilities of shape {input.shape}, "
                              f"got {labels.dtype} {labels.shape}")
-        if array_module(labels) is np and not (
-                (labels >= 0) & (labels < classes) | (labels == ignore_index)).all():
+        if isinstance(labels, np.ndarray) and not ((labels >= 0) & (labels < classes) | (labels == ignore_index)).all():
             raise ValueError(f"{op} expects class numbers from 0 to {classes - 1}, "
                              f"got {int(labels.min())} to {int(labels.max())}")
         labels = xp.expand_dims(to_device(labels, x), axis)
