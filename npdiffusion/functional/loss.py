@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import as_tensor, check_affine, check_float
+from ._arguments import as_tensor, check_affine, check_float, check_probability
 from .activation import log_softmax, softplus
 from .arithmetic import abs, mul, weighted
 from .reduction import mean, sum
@@ -85,8 +85,7 @@ def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="m
     check_float(op, input=input, weight=weight)
     if not input.ndim:
         raise ValueError(f"{op} expects an input (N, C, ...) or (C,), got {input.shape}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
+    check_probability("cross_entropy's label_smoothing", label_smoothing)
     x, axis = input.data, 0 if input.ndim == 1 else 1
     xp, classes, shape = array_module(x), x.shape[axis], x.shape[:axis] + x.shape[axis + 1:]
     check_affine(op, (classes,), weight=weight)
