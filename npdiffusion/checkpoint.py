@@ -14,8 +14,6 @@ from safetensors import SafetensorError, numpy as safetensors
 from .device import to_device
 from .files import atomic_write
 
-__all__ = ["load_file", "load_weights", "save_file", "save_weights"]
-
 CHECKSUM = "npdiffusion.sha256"  # its key in the header, beside "npdiffusion"
 
 

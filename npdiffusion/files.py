@@ -11,8 +11,6 @@ try:
 except ImportError:  # Windows
     flock = None
 
-__all__ = ["atomic_write"]
-
 
 @contextmanager
 def atomic_write(path):

@@ -18,8 +18,6 @@ import numpy as np
 from .device import array_module, device_of, to_device
 from .kernels import kernels
 
-__all__ = ["Node", "Tensor", "no_grad", "record"]
-
 _no_grads = ContextVar("no_grads", default=0)  # how many no_grad this thread (or asyncio task) is inside
 
 
@@ -243,19 +241,17 @@ def _add_to_leaf(leaf, g, others):
 def _topological_order(root):
     """Nodes below ``root``, each after the nodes it depends on (depth first, with a stack of our own:
     a chain of 100,000 ops must not meet Python's recursion limit)."""
-    order, seen, stack = [], {root}, [(root, iter(root.edges))]
+    order, seen, stack = [], set(), [(root, False)]  # a node, and whether those below it are in the order already
     while stack:
-        node, edges = stack[-1]
-        if node.backward is None:
-            raise RuntimeError("this graph was already freed by backward(); compute the result again")
-        for edge in edges:
-            if isinstance(edge, Node) and edge not in seen:
-                seen.add(edge)
-                stack.append((edge, iter(edge.edges)))
-                break
-        else:
+        node, complete = stack.pop()
+        if complete:
             order.append(node)
-            stack.pop()
+        elif node not in seen:
+            if node.backward is None:
+                raise RuntimeError("this graph was already freed by backward(); compute the result again")
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(edge, False) for edge in reversed(node.edges) if isinstance(edge, Node)]
     return order
 
 

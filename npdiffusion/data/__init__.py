@@ -1,7 +1,5 @@
 """Digits and micrographs to train on, and pictures to read and write. Everything here is plain NumPy arrays."""
 
-import numpy as np
-
 from .download import DataNotFoundError
 from .micrographs import SSTEM, TRAIN_SECTIONS, Lucchi, Micrographs, load_pairs, read_micrograph
 from .mnist import MNIST, Dataset
@@ -36,12 +34,12 @@ def load_micrographs(name):
     """
     if name == "sstem":
         data = SSTEM()
-        train = np.array([int(section) < TRAIN_SECTIONS for section in data.names])
-        if train.all() or not train.any():
+        n = sum(int(section) < TRAIN_SECTIONS for section in data.names)  # they are in order
+        if n in (0, len(data)):
             raise DataNotFoundError(f"training needs ssTEM sections below and from {TRAIN_SECTIONS}, there are only "
                                     f"{', '.join(data.names)}; get the others, or use --data synthetic")
-        return tuple(Micrographs(data.images[part], data.masks[part], np.array(data.names)[part].tolist())
-                     for part in (train, ~train))
+        return tuple(Micrographs(data.images[part], data.masks[part], data.names[part])
+                     for part in (slice(n), slice(n, None)))
     if name == "lucchi":
         return Lucchi("training"), Lucchi("testing")
     if name == "synthetic":

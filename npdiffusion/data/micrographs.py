@@ -119,9 +119,8 @@ def _lucchi_stack(name, convert, root, download):
             raise ValueError(f"expected (sections, height, width) = {LUCCHI_SHAPE}, got {frames.shape}")
         return frames
 
-    urls = [f"{LUCCHI_URL}{name}.tif"]
     return find(f"EPFL's {name}.tif", root, [f"lucchi/{name}.tif"], stack,
-                download and (lambda path: fetch(urls, path, lambda data: stack(io.BytesIO(data)))),
+                download and (lambda path: fetch([LUCCHI_URL + path.name], path, lambda data: stack(io.BytesIO(data)))),
                 f"Put it (from {LUCCHI_URL}) there")
 
 

@@ -64,22 +64,20 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
                          f"got shape {images.shape} and values from {images.min()} to {images.max()}")
     labels = check_labels(labels, model, images, 1.0)
     generator = default_generator() if generator is None else generator
-    n_train = scheduler.num_train_timesteps
-    edges = np.unique(np.geomspace(1, n_train, groups + 1).round().astype(int))
-    decoder, diffusion = np.empty(len(images)), np.empty((len(images), len(edges) - 1))
+    edges = np.unique(np.geomspace(1, scheduler.num_train_timesteps, groups + 1).round().astype(int))
+    terms = np.empty((len(images), len(edges)))  # the decoder's, then those of the groups
     with model.evaluating():
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             x0, label = images[part], None if labels is None else labels[part]
-            decoder[part] = term(model, scheduler, x0, np.zeros(len(x0), int), label, generator)
-            for k, (low, high) in enumerate(zip(edges, edges[1:])):
+            for k, (low, high) in enumerate(zip([0, *edges], edges)):
                 t = generator.integers(low, high, len(x0))
-                diffusion[part, k] = (high - low) * term(model, scheduler, x0, t, label, generator)
+                terms[part, k] = (high - low) * term(model, scheduler, x0, t, label, generator)
             if report:
                 report(len(x0))
     alpha_bar = float(scheduler.alphas_cumprod[-1])
     prior = gaussian_kl(math.sqrt(alpha_bar) * images.astype(np.float64), 1 - alpha_bar, 0.0, 1.0)
-    return VariationalBound(decoder, diffusion, prior.sum((1, 2, 3)), edges)
+    return VariationalBound(terms[:, 0], terms[:, 1:], prior.sum((1, 2, 3)), edges)
 
 
 def term(model, scheduler, x0, t, labels, generator):

@@ -286,9 +286,7 @@ class DDIMScheduler(_Scheduler):
         if not self.set_alpha_to_one:
             self.final_alpha_cumprod = float(self.alphas_cumprod[0])
 
-    @property
-    def stochastic(self):
-        return self.eta > 0
+    stochastic = property(lambda self: self.eta > 0)
 
     def step(self, model_output, timestep, sample, *, use_clipped_model_output=False, generator=None, noise=None):
         """As ``DDPMScheduler.step``; ``use_clipped_model_output``: see ``reverse_step`` (False as in diffusers)."""

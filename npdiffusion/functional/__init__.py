@@ -26,15 +26,10 @@ __all__ = [
     "sub", "sum", "tanh", "transpose", "unsqueeze", "var", "where",
 ]
 
-Tensor.abs, Tensor.neg, Tensor.exp, Tensor.log, Tensor.sqrt = abs, neg, exp, log, sqrt
-Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.pow = add, sub, mul, div, pow
-Tensor.relu, Tensor.sigmoid, Tensor.silu, Tensor.tanh = relu, sigmoid, silu, tanh
-Tensor.softmax, Tensor.log_softmax, Tensor.clamp, Tensor.matmul = softmax, log_softmax, clamp, matmul
-Tensor.sum, Tensor.mean, Tensor.var, Tensor.max, Tensor.min = sum, mean, var, max, min
-Tensor.reshape = Tensor.view = reshape
-Tensor.flatten, Tensor.permute, Tensor.transpose, Tensor.expand = flatten, permute, transpose, expand
-Tensor.squeeze, Tensor.unsqueeze = squeeze, unsqueeze
-Tensor.to = to
+for _op in (abs, add, clamp, div, exp, expand, flatten, log, log_softmax, matmul, max, mean, min, mul, neg, permute,
+            pow, relu, reshape, sigmoid, silu, softmax, sqrt, squeeze, sub, sum, tanh, to, transpose, unsqueeze, var):
+    setattr(Tensor, _op.__name__, _op)
+Tensor.view = reshape
 Tensor.cpu, Tensor.cuda = lambda self: to(self, "cpu"), lambda self: to(self, "cuda")
 Tensor.float, Tensor.double = lambda self: to(self, "float32"), lambda self: to(self, "float64")
 Tensor.T = property(lambda self: permute(self, *range(self.ndim)[::-1]))

@@ -42,9 +42,6 @@ def needs(*tensors):
     return [x is not None and x.requires_grad for x in tensors]
 
 
-# ---- dims and pairs -------------------------------------------------------------------------------------
-
-
 def ints(value):
     """An integer (Python's or NumPy's) or a sequence of them as a tuple; TypeError for anything else."""
     return tuple(map(operator.index, value)) if hasattr(value, "__len__") else (operator.index(value),)
@@ -80,9 +77,6 @@ def pair(value, name, least=1):
     if min(a, b) < least:
         raise ValueError(f"{name} must be an integer or a pair of integers, at least {least}; got {value!r}")
     return a, b
-
-
-# ---- Tensors --------------------------------------------------------------------------------------------
 
 
 def check_tensor(op, *inputs):
@@ -143,9 +137,6 @@ def check_not_in_place(op, inplace):
     """ValueError if inplace, PyTorch's argument."""
     if inplace:
         raise ValueError(f"{op} does not support inplace=True")
-
-
-# ---- images ---------------------------------------------------------------------------------------------
 
 
 def of_images(op):

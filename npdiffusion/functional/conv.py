@@ -25,14 +25,9 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     are gradients of arrays that are not finite. Finite gradients are not: beside 1e6 those of 1 may be off by 1.
     """
     size, *geometry = conv_geometry("conv2d", input, weight, bias, stride, padding, dilation, groups)
-    x, w = input.data, weight.data
-    y = kernels(x).conv2d(x, w, array(bias), size, *geometry)
-    needed = needs(input, weight, bias)
-
-    def backward(g):
-        return kernels(g).conv2d_backward(g, x, w, *geometry, needed)
-
-    return record(y, "conv2d", (input, weight, bias), backward)
+    x, w, needed = input.data, weight.data, needs(input, weight, bias)
+    return record(kernels(x).conv2d(x, w, array(bias), size, *geometry), "conv2d", (input, weight, bias),
+                  lambda g: kernels(g).conv2d_backward(g, x, w, *geometry, needed))
 
 
 @of_images
@@ -53,11 +48,7 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
     """
     size, *geometry = conv_geometry("conv_transpose2d", input, weight, bias, stride, padding, dilation, groups,
                                     output_padding)
-    x, w = input.data, weight.data
+    x, w, needed = input.data, weight.data, needs(input, weight, bias)
     y = kernels(x).conv_transpose2d(x, w, array(bias), size, *geometry)
-    needed = needs(input, weight, bias)
-
-    def backward(g):
-        return kernels(g).conv_transpose2d_backward(g, x, w, *geometry, needed)
-
-    return record(y, "conv_transpose2d", (input, weight, bias), backward)
+    return record(y, "conv_transpose2d", (input, weight, bias),
+                  lambda g: kernels(g).conv_transpose2d_backward(g, x, w, *geometry, needed))

@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import as_tensor, check_affine, check_float
+from ._arguments import as_tensor, check_affine, check_float, check_probability
 from .activation import log_softmax, softplus
 from .arithmetic import abs, mul, weighted
 from .reduction import mean, sum
@@ -65,11 +65,9 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
     op = "binary_cross_entropy_with_logits"
     target = _check_same(op, input, target)
     check_float(op, input=input, weight=weight, pos_weight=pos_weight)
-    if_true, if_false = target, 1 - target
-    if pos_weight is not None:
-        if_true = _product(if_true, pos_weight)
-    loss = _product(if_true, softplus(-input, threshold=math.inf)) + (
-        _product(if_false, softplus(input, threshold=math.inf)))
+    positive = target if pos_weight is None else _product(target, pos_weight)
+    loss = _product(positive, softplus(-input, threshold=math.inf))
+    loss = loss + _product(1 - target, softplus(input, threshold=math.inf))
     return _reduced(loss if weight is None else _product(weight, loss), reduction)
 
 
@@ -87,8 +85,7 @@ def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="m
     check_float(op, input=input, weight=weight)
     if not input.ndim:
         raise ValueError(f"{op} expects an input (N, C, ...) or (C,), got {input.shape}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
+    check_probability("cross_entropy's label_smoothing", label_smoothing)
     x, axis = input.data, 0 if input.ndim == 1 else 1
     xp, classes, shape = array_module(x), x.shape[axis], x.shape[:axis] + x.shape[axis + 1:]
     check_affine(op, (classes,), weight=weight)
@@ -101,8 +98,7 @@ def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="m
         if labels.shape != shape or labels.dtype.kind not in "iu":
             raise ValueError(f"{op} expects class numbers of shape {shape} or probabilities of shape {input.shape}, "
                              f"got {labels.dtype} {labels.shape}")
-        if array_module(labels) is np and not (
-                (labels >= 0) & (labels < classes) | (labels == ignore_index)).all():
+        if isinstance(labels, np.ndarray) and not ((labels >= 0) & (labels < classes) | (labels == ignore_index)).all():
             raise ValueError(f"{op} expects class numbers from 0 to {classes - 1}, "
                              f"got {int(labels.min())} to {int(labels.max())}")
         labels = xp.expand_dims(to_device(labels, x), axis)

@@ -45,7 +45,7 @@ def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
     count_include_pad: zeros of the padding count as elements. divisor_override: divide by this number instead.
     """
     size, *geometry, _ = pool_geometry("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
-    if divisor_override is not None and divisor_override == 0:
+    if divisor_override == 0:
         raise ValueError("avg_pool2d: divisor_override must not be 0")
     x, inside = input.data, input.shape[2:]
     counts = _window_counts(x, size, *geometry, count_include_pad, divisor_override)
@@ -81,20 +81,19 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
                          f"{mode!r}, align_corners={align_corners!r}, antialias={antialias!r}")
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate expects either size or scale_factor")
-    (height, width), xp = input.shape[2:], array_module(input.data)
+    sides, xp = input.shape[2:], array_module(input.data)
     if size is None:
         factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
         if len(factors) != 2 or not min(factors) > 0:
             raise ValueError(f"scale_factor must be a positive number or a pair of them, got {scale_factor!r}")
-        size = int(height * factors[0]), int(width * factors[1])
+        size = tuple(int(n * f) for n, f in zip(sides, factors))
         if recompute_scale_factor:
             return interpolate(input, size)
-        rows, columns = [xp.minimum((xp.arange(o) / f).astype(int), n - 1)
-                         for o, f, n in zip(size, factors, (height, width))]
+        rows, columns = [xp.minimum((xp.arange(o) / f).astype(int), n - 1) for o, f, n in zip(size, factors, sides)]
     else:
         size = pair(size, "size")
-        factors = size[0] / height, size[1] / width
-        rows, columns = xp.arange(size[0]) * height // size[0], xp.arange(size[1]) * width // size[1]
+        factors = [o / n for o, n in zip(size, sides)]
+        rows, columns = [xp.arange(o) * n // o for o, n in zip(size, sides)]
     if min(size) < 1:
         raise ValueError(f"interpolate to {size} leaves nothing of the input {input.shape}")
     x = input.data.transpose(0, 2, 3, 1)  # channels last, as in memory: whole pixels are copied

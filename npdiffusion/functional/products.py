@@ -21,18 +21,12 @@ def matmul(input, other):
     x, y = a.data, b.data
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ValueError(f"matmul expects (..., n, k) @ (..., k, m), got {x.shape} @ {y.shape}")
-
-    def backward(g):
-        rows, columns = (x[None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
-        if x.ndim == 1:
-            g = array_module(g).expand_dims(g, -1 if y.ndim == 1 else -2)
-        if y.ndim == 1:
-            g = g[..., None]
-        product = kernels(g).matmul
-        dx, dy = product(g, columns.swapaxes(-1, -2)), product(rows.swapaxes(-1, -2), g)
-        return (dx[..., 0, :] if x.ndim == 1 else dx), (dy[..., 0] if y.ndim == 1 else dy)
-
-    return record(kernels(x).matmul(x, y), "matmul", (a, b), backward)
+    if x.ndim == 1:
+        return matmul(a.unsqueeze(0), b).squeeze(-2 if y.ndim > 1 else -1)
+    if y.ndim == 1:
+        return matmul(a, b.unsqueeze(1)).squeeze(-1)
+    return record(kernels(x).matmul(x, y), "matmul", (a, b),
+                  lambda g: (kernels(g).matmul(g, y.swapaxes(-1, -2)), kernels(g).matmul(x.swapaxes(-1, -2), g)))
 
 
 def linear(input, weight, bias=None):
@@ -108,8 +102,5 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         stack = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], () if mask is None else mask.shape[:-2])
         dropped = dropout_mask(xp.empty((*stack, q.shape[-2], k.shape[-2]), q.dtype), dropout_p)
     y, lse = kernels(q).attention(q, k, v, mask, dropped, scale)
-
-    def backward(g):
-        return kernels(g).attention_backward(g, q, k, v, y, lse, mask, dropped, scale, need_mask)
-
-    return record(y, op, (query, key, value, attn_mask), backward)
+    return record(y, op, (query, key, value, attn_mask),
+                  lambda g: kernels(g).attention_backward(g, q, k, v, y, lse, mask, dropped, scale, need_mask))

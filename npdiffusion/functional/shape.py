@@ -79,11 +79,10 @@ def expand(input, *shape):
 def getitem(input, index):
     """input[index]: integers, slices, None, ..., integer or bool arrays (or Tensors of them), as in NumPy."""
     check_tensor("getitem", input)
-    parts = index if isinstance(index, tuple) else (index,)
-    parts = tuple(_index(i, input.data) for i in parts)
-    index = parts if isinstance(index, tuple) else parts[0]
-    shape, dtype = input.shape, input.dtype
-    xp = array_module(input.data)
+    x, whole = input.data, isinstance(index, tuple)
+    parts = tuple(_index(i, x) for i in (index if whole else (index,)))
+    index = parts if whole else parts[0]
+    xp, shape, dtype = array_module(x), x.shape, x.dtype
     repeats = any(isinstance(i, xp.ndarray) and i.dtype.kind != "b" for i in parts)
 
     def backward(g):
@@ -93,7 +92,7 @@ def getitem(input, index):
         dx[index] = g
         return (dx,)
 
-    return record(input.data[index], "getitem", (input,), backward)
+    return record(x[index], "getitem", (input,), backward)
 
 
 def _index(i, array):
@@ -120,11 +119,8 @@ def cat(tensors, dim=0):
                              f"{[x.shape for x in tensors]}")
     edges = np.cumsum([0] + [x.shape[axis] for x in tensors]).tolist()
     before = (slice(None),) * axis
-
-    def backward(g):
-        return tuple(g[before + (slice(a, b),)] for a, b in zip(edges, edges[1:]))
-
-    return record(kernels(first.data).cat([x.data for x in tensors], axis), "cat", tensors, backward)
+    return record(kernels(first.data).cat([x.data for x in tensors], axis), "cat", tensors,
+                  lambda g: tuple(g[before + (slice(a, b),)] for a, b in zip(edges, edges[1:])))
 
 
 def stack(tensors, dim=0):
@@ -146,18 +142,13 @@ def pad(input, pad, mode="constant", value=0.0):
     pairs = [(0, 0)] * (input.ndim - len(pad) // 2) + [tuple(pad[i:i + 2]) for i in range(len(pad) - 2, -1, -2)]
     if any(n + min(a, 0) + min(b, 0) < 0 for n, (a, b) in zip(input.shape, pairs)):
         raise ValueError(f"pad {pad!r} crops more than the input's shape {input.shape} has")
-    inner = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, pairs))
-    outer = tuple(slice(max(a, 0), max(a, 0) + s.stop - s.start) for s, (a, _) in zip(inner, pairs))
-    xp, shape, dtype = array_module(input.data), input.shape, input.dtype
-    y = xp.full(tuple(n + a + b for n, (a, b) in zip(shape, pairs)), value, dtype)
-    y[outer] = input.data[inner]
-
-    def backward(g):
-        dx = xp.zeros(shape, dtype)
-        dx[inner] = g[outer]
-        return (dx,)
-
-    return record(y, "pad", (input,), backward)
+    size = tuple(n + a + b for n, (a, b) in zip(input.shape, pairs))
+    if min(pad, default=0) < 0:
+        input = getitem(input, tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, pairs)))
+    inside = tuple(slice(max(a, 0), max(a, 0) + n) for n, (a, _) in zip(input.shape, pairs))
+    y = array_module(input.data).full(size, value, input.dtype)
+    y[inside] = input.data
+    return record(y, "pad", (input,), lambda g: (g[inside],))
 
 
 def to(input, target, op="to"):

@@ -138,8 +138,7 @@ class UNet(nn.Module):
             raise ValueError(f"UNet with {len(self.down)} halvings expects sides that divide by {factor}, got "
                              f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
         if (t is not None) != self.time:
-            raise ValueError("this UNet was built with time=True and needs t" if self.time else
-                             "this UNet was built with time=False and takes no t")
+            raise ValueError(f"this UNet was built with time={self.time} and {'needs' if self.time else 'takes no'} t")
         if labels is not None and self.num_classes is None:
             raise ValueError("this UNet was built without num_classes and takes no labels")
         for name, value in (("t", t), ("labels", labels)):

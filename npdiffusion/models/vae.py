@@ -83,8 +83,7 @@ class VAE(nn.Module):
 
         generator: of any device; None takes the library's of the model's device.
         """
-        noise = standard_normal(mean.shape, mean.dtype, generator, mean.device)
-        return mean + (0.5 * logvar).exp() * Tensor(noise)
+        return mean + (0.5 * logvar).exp() * Tensor(standard_normal(mean.shape, mean.dtype, generator, mean.device))
 
     def decode(self, z):
         """z (N, J) -> logits (N, in_channels, size, size)."""

@@ -7,8 +7,6 @@ from itertools import chain
 from ..device import copy_into, is_device, to_device
 from ..tensor import Tensor
 
-__all__ = ["Module", "ModuleList", "Parameter", "Sequential"]
-
 
 class Parameter(Tensor):
     """A Tensor that a Module lists among its parameters; it requires gradients."""

@@ -10,11 +10,10 @@ from ..plain import __all__  # the same names
 from .attention import attention, attention_backward, softmax, softmax_backward
 from .conv import conv2d, conv2d_backward, conv_transpose2d, conv_transpose2d_backward
 from .elementwise import (
-    add, cat, erf, silu, silu_backward, squared_error, squared_error_backward, timestep_embedding,
+    add, add_at, cat, erf, silu, silu_backward, squared_error, squared_error_backward, timestep_embedding,
 )
-from .index import add_at
 from .norm import group_norm, group_norm_backward
 from .optim import adam, clip_grad_norm, ema, sgd
 from .pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from .product import linear, linear_backward, matmul
-from .random import default_rng
+from .random import Generator as default_rng

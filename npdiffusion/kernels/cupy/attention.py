@@ -7,6 +7,7 @@ import numpy as np
 
 from ...device import cupy
 from .build import ceil_div, kernel, launch
+from .elementwise import add
 from .layout import contiguous
 from .product import product
 
@@ -48,25 +49,20 @@ def attention(query, key, value, mask, dropout, scale):
 
 def attention_backward(g, query, key, value, y, weights, mask, dropout, scale, need_scores=False):
     """See ``plain.attention_backward``."""
-    def backward(rows):
+    pieces, whole = _pieces(query, key)
+    dquery, dkey, dvalue, dscores = [], None, None, []
+    for rows in pieces:
         q, upstream, factors = query[..., rows, :], g[..., rows, :], _part(dropout, rows)
         p = _weights(q, key, _part(mask, rows), scale) if weights is None else weights
-        dvalue = product(_dropped(p, factors).swapaxes(-1, -2), upstream)
-        dscores = softmax_backward(_dropped(product(upstream, value.swapaxes(-1, -2)), factors), p, -1)
-        dquery, dkey = product(dscores, key, scale=scale), product(dscores.swapaxes(-1, -2), q, scale=scale)
-        return dquery, dkey, dvalue, dscores if need_scores else None
-
-    pieces, whole = _pieces(query, key)
-    dquery, dkey, dvalue, dscores = backward(pieces[0])
+        dv = product(_dropped(p, factors).swapaxes(-1, -2), upstream)
+        ds = softmax_backward(_dropped(product(upstream, value.swapaxes(-1, -2)), factors), p, -1)
+        dk = product(ds.swapaxes(-1, -2), q, scale=scale)
+        dkey, dvalue = (dk, dv) if dkey is None else (add(dkey, dk, out=dkey), add(dvalue, dv, out=dvalue))
+        dquery.append(product(ds, key, scale=scale))
+        dscores.append(ds if need_scores else None)
+        del p, ds  # before the next piece is made
     if whole:
-        return dquery, dkey, dvalue, dscores
-    by_rows = [(dquery, dscores)]
-    for rows in pieces[1:]:
-        dquery, dk, dv, dscores = backward(rows)
-        dkey += dk
-        dvalue += dv
-        by_rows.append((dquery, dscores))
-    dquery, dscores = zip(*by_rows)
+        return dquery[0], dkey, dvalue, dscores[0]
     join = cupy().concatenate
     return join(dquery, -2), dkey, dvalue, join(dscores, -2) if need_scores else None
 

@@ -49,11 +49,6 @@ def launch(kernel, grid, block, args):
         kernel(grid, block, args)
 
 
-def launch_each(name, family, array, args):
-    """Run the kernel ``name`` of ``family``.cu with a thread for each element of an array, of whose dtype it is."""
-    launch(kernel(name, family, array.dtype), (ceil_div(array.size, 256),), (256,), args)
-
-
 def ceil_div(a, b):
     """⌈a/b⌉."""
     return -(-a // b)

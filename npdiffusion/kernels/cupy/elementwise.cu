@@ -1,4 +1,5 @@
-// Sums, activations, and what else goes element by element: a thread for each element, where nothing else is said.
+// Sums, activations, the gradient of indexing, and what else goes element by element: a thread for each element, where
+// nothing else is said.
 
 // out[i] = parts[0][i] + parts[1][i] + ...: a block sums 32 neighbouring elements; its thread (x, y) adds the parts
 // y, y + 16, ... of element x.
@@ -67,4 +68,16 @@ extern "C" __global__ void timestep_embedding(const long long *t, int each, real
     const int k = i % (2 * half);
     const double angle = t[each * n] * exp(-rate * (k % half) / half);
     y[i] = (real)(k < half ? cos(angle) : sin(angle));
+}
+
+// The gradient of indexing, without atomics: out[row][d] = sum of g[i][d] over the i with index[i] == row, in the order
+// of i. One thread for each element of out; negative indices count from the end.
+extern "C" __global__ void add_rows(const real *g, const long long *index, real *out, long long count, long long rows,
+                                    long long length) {
+    const long long at = blockIdx.x * 256ll + threadIdx.x, row = at / length, d = at % length;
+    if (row >= rows) return;
+    real sum = 0;
+    for (long long i = 0; i < count; i++)
+        if (index[i] == row || index[i] + rows == row) sum += g[i * length + d];
+    out[at] = sum;
 }

@@ -1,12 +1,12 @@
-"""Sums, concatenation, activations, and what else goes element by element."""
+"""Sums, concatenation, activations, the gradient of indexing, and what else goes element by element."""
 
 import math
 
 import numpy as np
 
 from ...device import cupy
-from .build import ceil_div, kernel, launch, launch_each
-from .layout import channels_last, contiguous, to_nchw
+from .build import ceil_div, kernel, launch
+from .layout import channels_last, contiguous, packed, to_nchw
 
 PARTS = 256  # blocks that share a sum: enough to keep a GPU busy
 
@@ -62,7 +62,7 @@ def squared_error(x, y, scale):
     """scale·Σ (x − y)², an array (). Blocks sum shares of the elements, a second kernel those."""
     count = max(1, min(PARTS, ceil_div(x.size, 4096)))
     parts = cupy().empty((count, 1), x.dtype)
-    args = _rows(x), _rows(y), parts, x.size, float(scale)
+    args = packed(x), packed(y), parts, x.size, float(scale)
     launch(kernel("squared_error", "elementwise", x.dtype), (count,), (256,), args)
     return sum_parts(parts).reshape(())
 
@@ -77,17 +77,33 @@ def timestep_embedding(t, dim, max_period, dtype):
     y = cupy().empty((len(t), dim), dtype)
     t = (t if any(t.strides) else t[:1]).astype(np.int64, copy=False)  # one for all, where it was broadcast
     args = contiguous(t), np.int32(len(t) > 1), y, y.size, np.int32(dim // 2), math.log(max_period)
-    launch_each("timestep_embedding", "elementwise", y, args)
-    return y
+    return _filled("timestep_embedding", y, args)
+
+
+def add_at(shape, index, g):
+    """Zeros of ``shape`` with g added at ``index``, as often as an element is named there: the gradient of x[index].
+
+    Rows are found by comparing each with every index: fine for tables (an embedding) and for shuffled batches.
+    """
+    if isinstance(index, cupy().ndarray) and index.dtype.kind != "b":  # whole rows of the first axis
+        rows, length = shape[0], math.prod(shape[1:])
+    else:
+        rows, length = math.prod(shape), 1
+        index = cupy().arange(rows).reshape(shape)[index]
+    out = cupy().empty(shape, g.dtype)
+    index = contiguous(index.astype(np.int64, copy=False))
+    return _filled("add_rows", out, (contiguous(g), index, out, *map(np.int64, (index.size, rows, length))))
 
 
 def _each(name, arrays, *numbers):
     """The kernel ``name`` of arrays of one shape, element by element; images come out channels-last in memory."""
-    rows = [_rows(x) for x in arrays]
-    y = cupy().empty(rows[0].shape, rows[0].dtype)
-    launch_each(name, "elementwise", y, (*rows, y, y.size, *numbers))
+    arrays = [packed(x) for x in arrays]
+    y = cupy().empty_like(arrays[0])
+    _filled(name, y, (*arrays, y, y.size, *numbers))
     return to_nchw(y) if y.ndim == 4 else y
 
 
-def _rows(x):
-    return channels_last(x) if x.ndim == 4 else contiguous(x)
+def _filled(name, out, args):
+    """out, after the kernel ``name`` with a thread for each of its elements."""
+    launch(kernel(name, "elementwise", out.dtype), (ceil_div(out.size, 256),), (256,), args)
+    return out

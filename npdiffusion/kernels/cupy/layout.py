@@ -13,6 +13,11 @@ def channels_last(x):
     return contiguous(x.transpose(0, 2, 3, 1))
 
 
+def packed(x):
+    """x as kernels walk through it element by element: images channels-last, all else C-contiguous."""
+    return channels_last(x) if x.ndim == 4 else contiguous(x)
+
+
 def to_nchw(x):
     """The NCHW view of an (N, H, W, C) array."""
     return x.transpose(0, 3, 1, 2)

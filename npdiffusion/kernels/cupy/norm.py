@@ -11,29 +11,25 @@ from .layout import channels_last, contiguous, to_nchw
 NORM = np.dtype([*((name, "i4") for name in ("pixels", "channels", "width", "silu")), ("eps", "f8")])  # struct Norm
 
 
-def _launch(name, arrays, x, groups, silu, eps=0.0):
-    n, h, w, c = x.shape
-    norm = struct(NORM, h * w, c, c // groups, silu, eps)
-    launch(kernel(name, "norm", x.dtype), (n * groups,), (256,), (*arrays, norm))
-
-
 def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     """See ``plain.group_norm``."""
     x, conditions = channels_last(x), map(contiguous, (weight, bias, scale_shift))
-    n, _, _, c = x.shape
-    xp = cupy()
-    y, mean, rstd = xp.empty(x.shape, x.dtype), xp.empty((n, c), x.dtype), xp.empty((n, c), x.dtype)
-    _launch("group_norm", (x, *conditions, y, mean, rstd), x, groups, silu, eps)
+    n, h, w, c = x.shape
+    y, mean, rstd = (cupy().empty(shape, x.dtype) for shape in (x.shape, (n, c), (n, c)))
+    args = x, *conditions, y, mean, rstd, struct(NORM, h * w, c, c // groups, silu, eps)
+    launch(kernel("group_norm", "norm", x.dtype), (n * groups,), (256,), args)
     return to_nchw(y), mean, rstd
 
 
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
     """See ``plain.group_norm_backward``."""
     g, x, conditions = channels_last(g), channels_last(x), map(contiguous, (weight, bias, scale_shift))
-    n, _, _, c = x.shape
-    xp = cupy()
-    dx, parts = xp.empty(x.shape, x.dtype), xp.empty((n, 2 * c), x.dtype)  # of dweight and dbias, for each sample
-    dscale_shift = None if scale_shift is None else xp.empty(parts.shape, x.dtype)
-    _launch("group_norm_backward", (g, x, mean, rstd, *conditions, dx, parts, dscale_shift), x, groups, silu)
+    n, h, w, c = x.shape
+    dx = cupy().empty(x.shape, x.dtype)
+    parts = cupy().empty((n, 2 * c), x.dtype)  # of dweight and dbias, for each sample
+    dscale_shift = None if scale_shift is None else cupy().empty_like(parts)
+    norm = struct(NORM, h * w, c, c // groups, silu, 0.0)  # rstd knows eps
+    args = g, x, mean, rstd, *conditions, dx, parts, dscale_shift, norm
+    launch(kernel("group_norm_backward", "norm", x.dtype), (n * groups,), (256,), args)
     sums = sum_parts(parts)
     return to_nchw(dx), sums[:c], sums[c:], dscale_shift

@@ -8,19 +8,15 @@ from ...device import cupy
 from .build import ceil_div, kernel, launch
 
 
-def default_rng(seed):
-    """A generator that draws on the current GPU."""
-    return Generator(seed)
-
-
 class Generator:
-    """Philox4x32-10 (Salmon et al. 2011), with those methods of ``numpy.random.Generator`` that this library uses.
+    """Philox4x32-10 (Salmon et al. 2011) on the current GPU, with those methods of ``numpy.random.Generator`` that this
+    library uses.
 
     The state is two numbers on the GPU, a key and a counter, so that drawing waits for nothing and may be captured in
     a CUDA graph. One seed gives the same bits on every run. ``bit_generator.state`` is the state, to save and set.
     """
 
-    def __init__(self, seed=None):
+    def __init__(self, seed):
         self._lock = RLock()
         key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
         self._state = cupy().asarray(np.array([key, 0], np.uint64))
@@ -58,8 +54,8 @@ class Generator:
         out = cupy().empty(size, dtype)
         threads = ceil_div(out.size, 4 if name == "draw_integers" else 16 // out.itemsize)
         real = "float32" if name == "draw_integers" else out.dtype.name
-        grid = ceil_div(threads, 256),
         with self._lock:  # no other thread draws the same numbers
-            launch(kernel(name, "random", real), grid, (256,), (self._state, out, *args, np.int64(out.size)))
+            args = self._state, out, *args, np.int64(out.size)
+            launch(kernel(name, "random", real), (ceil_div(threads, 256),), (256,), args)
             launch(kernel("advance_counter", "random", real), (1,), (1,), (self._state, np.uint64(threads)))
         return out
