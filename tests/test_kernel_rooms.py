@@ -80,14 +80,14 @@ def test_attention_of_a_query_that_sees_nothing(room, size, mask, small):
 
 
 @pytest.mark.parametrize("size", [1.0, 50.0])  # scores up to 2e4: e^S would overflow
-@pytest.mark.parametrize("mask", [None, "bool", "float"])
+@pytest.mark.parametrize("mask", [None, "bool", "float", "large float"])
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("stack", [(2, 3), (3,), ()])
 def test_attention_in_tiles(size, mask, dropout, stack):
     rng = np.random.default_rng(0)
     query, key, value, g = (rng.standard_normal((*stack, *shape)) for shape in ((70, 8), (1500, 8), (1500, 5), (70, 5)))
     query, noise = size * query, rng.standard_normal((70, 1500))
-    mask = {None: None, "bool": noise > 0, "float": noise}[mask]
+    mask = {None: None, "bool": noise > 0, "float": noise, "large float": 400 * noise}[mask]
     dropped = 2.0 * (rng.random((*stack, 70, 1500)) < 0.5) if dropout else None
     results = []
     for room in (plain, fast):

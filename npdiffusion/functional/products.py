@@ -78,6 +78,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         scale: 1/√E by default.
 
     Returns (…, L, V). As in PyTorch, a value that a mask hides is still multiplied by its weight 0: ∞ or NaN shows.
+    Memory grows with L + S, with L·S only for dropout and for a mask that requires a gradient.
     """
     op = "scaled_dot_product_attention"
     check_float(op, query=query, key=key, value=value)
@@ -101,6 +102,6 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if dropout_p:
         stack = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], () if mask is None else mask.shape[:-2])
         dropped = dropout_mask(xp.empty((*stack, q.shape[-2], k.shape[-2]), q.dtype), dropout_p)
-    y, lse = kernels(q).attention(q, k, v, mask, dropped, scale)
+    y, kept = kernels(q).attention(q, k, v, mask, dropped, scale)
     return record(y, op, (query, key, value, attn_mask),
-                  lambda g: kernels(g).attention_backward(g, q, k, v, y, lse, mask, dropped, scale, need_mask))
+                  lambda g: kernels(g).attention_backward(g, q, k, v, y, kept, mask, dropped, scale, need_mask))
