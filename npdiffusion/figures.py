@@ -5,8 +5,6 @@ from matplotlib.figure import Figure
 
 from .files import atomic_write
 
-__all__ = ["picture_rows", "save_figure"]
-
 
 def picture_rows(rows, row_labels, column_labels=(), group=None, cell=0.62, fontsize=9):
     """A matplotlib Figure of grey pictures in rows; ``figure.axes`` are the pictures, row by row.

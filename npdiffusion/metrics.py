@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["frechet_distance", "psnr", "segmentation_scores", "ssim"]
-
 WINDOW = 11  # pixels: width of the window of ssim
 
 

@@ -13,8 +13,6 @@ from .device import array_module, copy_into, device_of, to_device
 from .kernels import kernels
 from .tensor import Tensor
 
-__all__ = ["Adam", "AdamW", "EMA", "SGD", "clip_grad_norm_", "warmup_cosine"]
-
 
 class Optimizer:
     """Base class: parameters, a learning rate ``lr`` that may be set at any time, and state for checkpoints.

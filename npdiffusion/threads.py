@@ -17,10 +17,6 @@ import numpy as np
 
 from ._process import blas_threads_sleep
 
-__all__ = [
-    "get_num_threads", "multiplies", "one_blas_thread", "parallel", "scratch", "set_num_threads", "threads_for",
-]
-
 WORTH = 1 << 27  # multiplications, about a millisecond, from which on threads pay
 
 _tasks = queue.SimpleQueue()  # functions without arguments, for the workers

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["predict_tiled"]
-
 
 def predict_tiled(predict, image, tile=256, overlap=64, batch_size=4):
     """Cut a picture into overlapping tiles, predict each, and blend the results.

@@ -20,8 +20,6 @@ from .models import save_model
 from .optim import EMA, AdamW, clip_grad_norm_, warmup_cosine
 from .random import default_generator
 
-__all__ = ["Training", "check_settings"]
-
 LOG_EVERY = 50  # steps
 
 
