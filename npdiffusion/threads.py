@@ -55,7 +55,7 @@ def multiplies(kernel):
     they do not keep the cores busy afterwards."""
     @wraps(kernel)
     def run(*args, **options):
-        if blas_threads_sleep and all([ask() <= _num_threads for ask, _ in blas()]):
+        if blas_lets_go() and all([ask() <= _num_threads for ask, _ in blas()]):
             return kernel(*args, **options)
         with one_blas_thread():
             return kernel(*args, **options)
@@ -89,12 +89,24 @@ class one_blas_thread(ContextDecorator):
 
 
 @cache
-def blas():
-    """Functions (get_num_threads, set_num_threads) of the BLAS libraries in this process."""
+def libraries():
+    """The BLAS libraries in this process."""
     from threadpoolctl import ThreadpoolController
-    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+@cache
+def blas():
+    """Their functions (get_num_threads, set_num_threads)."""
     # threadpoolctl 3.8's own set_num_threads would listen to one thread alone
-    return [(each.get_num_threads, getattr(each, "_real_set_num_threads", each.set_num_threads)) for each in libraries]
+    return [(lib.get_num_threads, getattr(lib, "_real_set_num_threads", lib.set_num_threads)) for lib in libraries()]
+
+
+@cache
+def blas_lets_go():
+    """Whether their threads sleep soon after a product: OpenBLAS's own do, if it was told."""
+    return blas_threads_sleep and all(lib.internal_api == "openblas" and lib.threading_layer == "pthreads"
+                                      for lib in libraries())
 
 
 def parallel(function, n, threads=None):
