@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ...threads import multiplies, parallel, scratch, threads_for
-from ..plain.attention import dropped
+from ..plain.attention import dropped, masked
 from .elementwise import MOVED
 from .product import product
 from .windows import chunks
@@ -72,9 +72,7 @@ def attention(query, key, value, mask, dropout, scale):
     of them, ℓ = log Σ e^S (…, L, 1), from which P = e^(S − ℓ) is made again (∞ for a query that sees no key)."""
     if not _weights_are_small(query, key, value):
         return _Tiles(query, key, value, mask, dropout, scale).attention()
-    scores = product(np.multiply(query, scale, order="C"), key.swapaxes(-1, -2))
-    if mask is not None:
-        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    scores = masked(product(np.multiply(query, scale, order="C"), key.swapaxes(-1, -2)), mask)
     weights = _softmax(scores, -1, np.finfo(scores.dtype).min, out=scores)
     return product(dropped(weights, dropout), value), weights
 
@@ -185,17 +183,11 @@ class _Tiles:
         return [(slice(i, i + side), across) for i in range(0, length, side)]
 
     def scores(self, at, rows, columns, q, k):
-        """S for these rows and columns of the matrices, from scale·Q and K; in scratch memory."""
+        """S for these rows and columns of the matrices, from scale·Q and K; in scratch memory if there is no mask."""
         q, k = q[..., rows, :], k[..., columns, :]
         scores = scratch("scores", (*q.shape[:-1], k.shape[-2]), q.dtype)
         np.matmul(q, k.swapaxes(-1, -2), out=scores)
-        if self.mask is not None:
-            mask = self.mask[at][..., rows, columns]
-            if mask.dtype == bool:
-                np.copyto(scores, -np.inf, where=~mask)
-            else:
-                scores += mask
-        return scores
+        return scores if self.mask is None else masked(scores, self.mask[at][..., rows, columns])
 
     def dropped(self, at, rows, columns, x):
         return x if self.dropout is None else dropped(x, self.dropout[at][..., rows, columns])

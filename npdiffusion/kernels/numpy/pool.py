@@ -3,7 +3,7 @@
 import numpy as np
 
 from ...threads import parallel, threads_for
-from ..plain.windows import taps
+from ..plain.windows import padding_behind, taps
 from .elementwise import MOVED
 from .layout import channels_last, to_nchw
 
@@ -11,8 +11,7 @@ from .layout import channels_last, to_nchw
 def _padded(x, size, kernel, stride, padding, dilation, value=0):
     """``plain.windows.padded``, over channels-last memory."""
     image, (h, w), (top, left) = channels_last(x), x.shape[2:], padding
-    behind = [max(0, (o - 1) * s + d * (k - 1) + 1 - p - n)
-              for o, k, s, p, d, n in zip(size, kernel, stride, padding, dilation, x.shape[2:])]
+    behind = padding_behind(x.shape[2:], size, kernel, stride, padding, dilation)
     if any(padding) or any(behind):
         image = np.pad(image, ((0, 0), *zip(padding, behind), (0, 0)), constant_values=value)
     return to_nchw(image), (..., slice(top, top + h), slice(left, left + w))

@@ -31,9 +31,7 @@ def attention(query, key, value, mask, dropout, scale):
     Returns y (…, L, V) and, for the backward, the weights P (…, L, S); faster kernels may keep less. A query that sees
     no key, its scores all −∞, has weights 0.
     """
-    scores = scale * query @ key.swapaxes(-1, -2)  # [..., L, E] @ [..., E, S] -> [..., L, S]
-    if mask is not None:
-        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    scores = masked(scale * query @ key.swapaxes(-1, -2), mask)  # [..., L, E] @ [..., E, S] -> [..., L, S]
     seeing = (scores != -np.inf).any(-1, keepdims=True)  # [..., L, 1]
     weights = np.where(seeing, softmax(np.where(seeing, scores, 0), -1), 0)
     return dropped(weights, dropout) @ value, weights
@@ -56,6 +54,13 @@ def attention_backward(g, query, key, value, y, weights, mask, dropout, scale, n
     dscores = softmax_backward(dweights, weights, -1)
     dquery, dkey = scale * dscores @ key, scale * dscores.swapaxes(-1, -2) @ query
     return dquery, dkey, dvalue, dscores if need_scores else None
+
+
+def masked(scores, mask):
+    """The scores where a bool mask is True, else −∞; or plus a float mask; or themselves without a mask."""
+    if mask is None:
+        return scores
+    return np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
 
 
 def dropped(x, dropout):

@@ -11,10 +11,15 @@ def padded(x, size, kernel, stride, padding, dilation, value=0):
 
     size is the number (P, Q) of windows. Also returns the index of x in it: x̄[inside] is x.
     """
-    behind = [max(0, (o - 1) * s + d * (k - 1) + 1 - p - n)
-              for o, k, s, p, d, n in zip(size, kernel, stride, padding, dilation, x.shape[2:])]
+    behind = padding_behind(x.shape[2:], size, kernel, stride, padding, dilation)
     image = np.pad(x, [(0, 0), (0, 0), *zip(padding, behind)], constant_values=value)
     return image, (..., *(slice(p, p + n) for p, n in zip(padding, x.shape[2:])))
+
+
+def padding_behind(sides, size, kernel, stride, padding, dilation):
+    """(bottom, right): what the last window needs behind an image with these sides (H, W) and the padding in front."""
+    return [max(0, (o - 1) * s + d * (k - 1) + 1 - p - n)
+            for o, k, s, p, d, n in zip(size, kernel, stride, padding, dilation, sides)]
 
 
 def taps(size, kernel, stride, dilation):
