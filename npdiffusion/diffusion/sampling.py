@@ -122,8 +122,9 @@ def levels_down(levels, most):
     levels: (N,), descending. All end together at x_0, level -1; those with fewer levels to visit wait at theirs at
     first, so that different levels cost no more than the highest one.
     """
-    paths = [[*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in levels.tolist()]
-    return np.array([path[:1] * (len(paths[0]) - len(path)) + path for path in paths]).T
+    paths = {t: [*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in set(levels.tolist())}
+    longest = len(paths[levels[0]])
+    return np.array([[t] * (longest - len(paths[t])) + paths[t] for t in levels.tolist()]).T
 
 
 def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress):

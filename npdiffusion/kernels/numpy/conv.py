@@ -45,7 +45,7 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
         front, flipped = _flipped_padding(weight, padding, dilation), _flip(weight, groups)
         cotangent = x if need_weight else None
         dx, dflipped = _gather(g, flipped, None, cotangent, x.shape[2:], stride, front, dilation, groups)
-        if need_weight and np.isfinite(np.vdot(dflipped, dflipped)):
+        if need_weight and _is_finite(dflipped):
             return dx, to_nchw(channels_last(_flip(dflipped, groups))), dbias
     elif need_input:
         dx = _scatter(g, weight, None, x.shape[2:], stride, padding, dilation, groups)
@@ -83,7 +83,7 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
         x = to_nchw(channels_last(x))
         if cotangent is not None or fits_winograd(x, even):
             y, dweight = winograd(x, weight, bias, cotangent, size, padding, need_y)
-            if dweight is None or np.isfinite(np.vdot(dweight, dweight)):
+            if dweight is None or _is_finite(dweight):
                 return y, dweight
     if cotangent is None and tuple(stride) == (1, 1) and len(weight) == 1 and x.shape[1] >= 8:
         # One channel out: a product for each tap, added with shifts, is less memory than the columns.
@@ -121,6 +121,12 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
         return y, None
     dmatrix = sum(parts)  # in the order of the threads: the same bits every time
     return y, to_nchw(dmatrix.reshape(out_channels, kh, kw, c))
+
+
+def _is_finite(dweight):
+    """Whether the gradient is finite, its squares too."""
+    flat = channels_last(dweight)  # as it lies in memory: vdot would copy anything else, twice
+    return np.isfinite(np.vdot(flat, flat))
 
 
 def _columns(x, chunk, kernel, w, stride, padding, dilation, groups):

@@ -72,8 +72,8 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
         square = np.multiply(rows, rows, out=scratch("norm", rows.shape, rows.dtype))
         return sums_over_pixels(rows, c), sums_over_pixels(square, c)
 
-    def centred_moments(*s):
-        return moments(np.subtract(xs[s], _repeat(mu, xs)[s[0]], out=ys[s]))
+    def centred_moments(samples, rows):
+        return moments(np.subtract(xs[samples, rows], _repeat(mu[samples], xs), out=ys[samples, rows]))
 
     mu, squares = _group_means(_sums(lambda *s: moments(xs[s]), xs, c), groups, h * w)
     var = squares - mu * mu
