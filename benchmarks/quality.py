@@ -29,6 +29,7 @@ nats bound those of the 28×28 digit too.
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
@@ -40,6 +41,7 @@ from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.data import DataNotFoundError, load_digits
 from npdiffusion.diffusion import (DDIMScheduler, DDPMScheduler, PCAWiener, denoise, generate, posterior_mean,
                                    variational_bound)
+from npdiffusion.distributed import broadcast, over_ranks
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.metrics import frechet_distance, psnr, ssim
@@ -90,9 +92,12 @@ class Benchmark:
         self.results = json.loads(args.json.read_text()) if args.json.exists() else {}
 
     def features(self, images):
-        batches = (Tensor(images[i:i + BATCH], device=self.args.device) for i in range(0, len(images), BATCH))
+        def features(images):
+            return self.classifier.features(Tensor(images, device=self.args.device)).cpu().data
+
+        batches = [images[i:i + BATCH] for i in range(0, len(images), BATCH)]
         with no_grad():
-            return np.concatenate([self.classifier.features(x).cpu().data for x in batches])
+            return np.concatenate([over_ranks(features, x) for x in batches])
 
     def recognised(self, features, labels):
         """Share of pictures whose label the classifier finds."""
@@ -151,7 +156,7 @@ class Benchmark:
         if name in STRENGTHS:
             return lambda t: self.tuned(name, t)
         if name == "posterior":
-            return lambda t: lambda noisy: posterior_mean(noisy, alpha_bars[t], self.train.images)
+            return lambda t: partial(over_ranks, lambda noisy: posterior_mean(noisy, alpha_bars[t], self.train.images))
         wiener = PCAWiener(self.train.images)
         return lambda t: lambda noisy: wiener(noisy, alpha_bars[t]).clip(-1, 1)
 
@@ -166,8 +171,8 @@ class Benchmark:
         images = self.train.images[:TUNING_DIGITS]
         noise = np.random.default_rng(t + 1).standard_normal(images.shape, dtype=np.float32)
         noisy = self.scheduler.add_noise(images, noise, t)
-        best = max(STRENGTHS[name].tolist(), key=lambda s: psnr(solve(noisy, s), images).mean())
-        return lambda noisy: solve(noisy, best)
+        best = max(STRENGTHS[name].tolist(), key=lambda s: psnr(over_ranks(solve, noisy, s), images).mean())
+        return lambda noisy: over_ranks(solve, noisy, best)
 
     # -- samples
 
@@ -358,7 +363,7 @@ def main():
             benchmark.run(part)
         except ImportError as error:
             print(f"{part} left out: {error}")
-    results = json.loads(args.json.read_text())
+    results = broadcast(lambda: json.loads(args.json.read_text()))
     save_figure(denoising_figure(results), args.json.parent / "denoising.png")
     if "bound" in results:
         save_figure(bound_figure(results["bound"]), args.json.parent / "bound.png")

@@ -25,6 +25,7 @@ sys.excepthook = told_plainly  # before the imports, which take a second
 
 import npdiffusion  # noqa: E402 - first: it chooses NumPy's BLAS kernels
 from npdiffusion import Tensor  # noqa: E402
+from npdiffusion.distributed import broadcast, own_gpu  # noqa: E402
 from npdiffusion.files import atomic_write  # noqa: E402
 from npdiffusion.models import load_model, pretrained  # noqa: E402
 
@@ -78,7 +79,7 @@ def add_common(parser, name):
     """The options --out, --seed and --device."""
     def device(name):
         try:
-            return Tensor(0.0, device=name).device
+            return Tensor(0.0, device=own_gpu() if name == "cuda" else name).device
         except (RuntimeError, ValueError) as error:  # no GPU, or no such name
             raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -97,7 +98,7 @@ def parse(parser, presets=None):
         parser.set_defaults(**presets[parser.parse_known_args()[0].preset])
     args = parser.parse_args()
     try:
-        check_writable(args.out)
+        broadcast(lambda: check_writable(args.out))
     except OSError as error:
         parser.error(f"argument --out: nothing can be written to {args.out} ({error.strerror}); choose another")
     npdiffusion.manual_seed(args.seed)

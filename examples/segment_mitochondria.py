@@ -28,6 +28,7 @@ from PIL import Image
 
 from npdiffusion import Tensor, functional as F, no_grad
 from npdiffusion.data import Micrographs, load_micrographs, load_pairs, read_micrograph
+from npdiffusion.distributed import all_reduce
 from npdiffusion.figures import save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.metrics import segmentation_scores
@@ -127,7 +128,7 @@ def random_patch(image, mask, side, rng):
 def dice_loss(logits, target):
     """1 − (2·Σ p·y + 1) / (Σ p + Σ y + 1), sums over the whole batch, p = σ(logits) (Milletari et al. 2016, sec. 3)."""
     p = F.sigmoid(logits)
-    return 1 - (2 * (p * target).sum() + 1) / ((p + target).sum() + 1)
+    return 1 - (2 * all_reduce((p * target).sum()) + 1) / (all_reduce((p + target).sum()) + 1)
 
 
 def probability(model, image, tta=True):

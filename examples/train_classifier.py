@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from npdiffusion import Tensor, functional as F, no_grad
 from npdiffusion.data import load_digits
+from npdiffusion.distributed import over_ranks
 from npdiffusion.figures import save_figure
 from npdiffusion.models import Classifier
 from npdiffusion.training import Training
@@ -55,10 +56,12 @@ def warped(images, rng):
 def predictions(model, images, batch_size=250):
     """The class that the model finds most likely for each picture."""
     device = getattr(model, "device", None)
+
+    def found(images):
+        return model(Tensor(images, device=device)).cpu().data.argmax(1)
+
     with no_grad():
-        logits = [model(Tensor(images[i:i + batch_size], device=device)).cpu()
-                  for i in range(0, len(images), batch_size)]
-    return np.concatenate([x.data.argmax(1) for x in logits])
+        return np.concatenate([over_ranks(found, images[i:i + batch_size]) for i in range(0, len(images), batch_size)])
 
 
 def mistakes(images, labels, found, columns=10, rows=4):

@@ -18,6 +18,7 @@ import numpy as np
 from npdiffusion import Tensor, functional as F, no_grad, to_device
 from npdiffusion.data import load_digits, save_png
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, generate
+from npdiffusion.distributed import over_ranks
 from npdiffusion.models import UNet, pretrained
 from npdiffusion.training import Training
 
@@ -43,13 +44,17 @@ def epsilon_mse(model, scheduler, digits, batch_size=200, seed=0):
     rng = np.random.default_rng(seed)
     levels = rng.permutation(np.arange(len(digits)) * scheduler.num_train_timesteps // len(digits))
     total = 0.0
+
+    def estimate(x, t, labels):
+        return model(Tensor(x), t, labels).data
+
     with no_grad():
         for i in range(0, len(digits), batch_size):
             x0, labels = digits[i:i + batch_size]
             t = levels[i:i + batch_size]
             noise = to_device(rng.standard_normal(x0.shape, dtype=np.float32), model.device)
             x0 = to_device(x0, model.device)
-            guess = model(Tensor(scheduler.add_noise(x0, noise, t)), t, labels).data
+            guess = over_ranks(estimate, scheduler.add_noise(x0, noise, t), t, labels)
             total += float(((guess - noise) ** 2).mean()) * len(x0)
     return total / len(digits)
 

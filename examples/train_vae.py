@@ -31,6 +31,7 @@ from train_classifier import predictions
 from npdiffusion import Tensor, no_grad
 from npdiffusion.data import load_digits
 from npdiffusion.diffusion import DDPMScheduler, denoise
+from npdiffusion.distributed import Generator, over_ranks
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
 from npdiffusion.models import VAE, bernoulli_nll, gaussian_kl, pretrained, vae_loss
@@ -56,12 +57,13 @@ def arguments():
 def in_batches(function, images, batch_size=250):
     """``function`` of all images, a batch at a time."""
     with no_grad():
-        return np.concatenate([function(images[i:i + batch_size]) for i in range(0, len(images), batch_size)])
+        return np.concatenate([over_ranks(function, images[i:i + batch_size])
+                               for i in range(0, len(images), batch_size)])
 
 
 def bound(model, images, samples=4, seed=0):
     """−log p(x | z) and KL of each of the images (N, 2), in nats, of the 28×28 pixels, the mean over some z."""
-    rng = np.random.default_rng(seed)
+    rng = Generator(np.random.default_rng(seed))
 
     def parts(images):
         x = Tensor(images, device=model.device)

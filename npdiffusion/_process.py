@@ -16,6 +16,8 @@ import ctypes
 import os
 import sys
 
+from . import _ranks  # noqa: F401  (first: it chooses this process's cores)
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"

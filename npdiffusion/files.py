@@ -6,6 +6,8 @@ import secrets
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ._ranks import world
+
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
 except ImportError:  # Windows
@@ -22,8 +24,13 @@ def atomic_write(path):
     The bytes go to a temporary file in the same directory (made if need be), which is renamed at the end. Whatever
     goes wrong before that (an exception, Ctrl-C, a full disk), the temporary file is removed and what was at ``path``
     stays as it was. If the process is killed, the next one that writes to ``path`` removes it (not on Windows): it is
-    locked while its writer lives. Raises OSError, which names ``path`` and the cause, if the file cannot be written.
+    locked while its writer lives. Of several ranks only rank 0 writes. Raises OSError, which names ``path`` and the
+    cause, if the file cannot be written.
     """
+    if world and world.rank:
+        with open(os.devnull, "wb") as file:
+            yield file
+        return
     path = Path(os.path.realpath(path))  # through a link, so that the link itself survives
     temporary = None
     try:

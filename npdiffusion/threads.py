@@ -16,6 +16,7 @@ from functools import cache, partial, wraps
 import numpy as np
 
 from ._process import blas_threads_sleep
+from ._ranks import sharing
 
 WORTH = 1 << 27  # multiplications, about a millisecond, from which on threads pay
 
@@ -23,7 +24,7 @@ _tasks = queue.SimpleQueue()  # functions without arguments, for the workers
 _workers = 0
 _lock = threading.RLock()  # for counting workers, and who wants one BLAS thread
 _cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # to place threads on
-_num_threads = min(8, len(_cores) or os.cpu_count() or 1)  # more would mostly wait for Python's lock
+_num_threads = min(8, len(_cores) or max(1, (os.cpu_count() or 1) // sharing))  # more would wait for Python's lock
 _local = threading.local()  # scratch buffers
 LINE = 64  # bytes of a cache line: a vector of AVX-512 that crosses two is read twice
 

@@ -1,6 +1,7 @@
 """A training that shows its progress, saves itself, and goes on bit for bit where it was stopped."""
 
 import json
+import math
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from threading import current_thread, main_thread
 import numpy as np
 from tqdm import tqdm
 
+from . import distributed
 from .checkpoint import load_file, save_file
 from .cuda_graph import captured
 from .device import array_module, to_device
@@ -21,6 +23,7 @@ from .optim import EMA, AdamW, clip_grad_norm_, warmup_cosine
 from .random import default_generator
 
 LOG_EVERY = 50  # steps
+COMPARE_EVERY = 100  # steps, after which ranks make sure that they still have the same weights
 
 
 class Training:
@@ -41,6 +44,9 @@ class Training:
             half a cosine.
         ema: decay of the averaged weights. weight_decay: AdamW's. clip: largest norm of all gradients together.
 
+    Started by ``mpiexec -n 4``, four ranks compute a quarter of each batch, and train the same network as one would
+    (``distributed.py``), if the loss is a mean over its pictures and draws from ``rng`` and ``device_rng`` alone.
+
     The model may be on a GPU: ``model.to("cuda")`` comes first. A checkpoint can go on on another device. A model in
     evaluation mode is put into training mode; parts that you put into evaluation mode (``model.part.eval()``) stay so.
 
@@ -52,12 +58,16 @@ class Training:
         if min(steps, batch_size) < 1 or batch_size > count:
             raise ValueError(f"Training expects steps >= 1 and a batch of 1 to {count} (all examples), "
                              f"got steps={steps}, batch_size={batch_size}")
+        if batch_size < distributed.get_world_size():
+            raise ValueError(f"Training expects at least one example of each batch for each of "
+                             f"{distributed.get_world_size()} ranks, got batch_size={batch_size}: start fewer ranks")
         self.model, self.rng, self.device_rng = model, default_generator(), default_generator(model.device)
         self.steps, self.batch_size, self.peak_lr, self.clip = steps, batch_size, lr, clip
         self.settings = json.loads(json.dumps(settings))  # as it comes back from a checkpoint: tuples are lists
         self.optimizer = AdamW(model.parameters(), lr, weight_decay=weight_decay)
         self.ema = EMA(model, ema)
         self.step, self.seconds, self.position = 0, 0.0, 0
+        self.ranks, self.stop, self.save_at = distributed.get_world_size(), [], math.inf
         self.order = self.rng.permutation(count)
         self.log = []  # rows (step, seconds, mean loss since the row before, learning rate)
         self.losses = []  # since the last row, arrays as they come: on a GPU nothing waits for them
@@ -67,8 +77,10 @@ class Training:
         """Train until ``steps``; Ctrl-C finishes the step in hand, saves and exits.
 
         Args:
-            loss: called with the indices (batch_size,) of a batch, returns the loss, a Tensor of one element.
-            batch: called with the indices, returns arrays; the loss is then called with those, on the model's device.
+            loss: called with the indices of a batch, or of a rank's share of it; returns the loss, a Tensor of one
+                element.
+            batch: called with the indices (batch_size,), returns arrays of as many rows; the loss is then called with
+                those, or a rank's share of them, on the model's device.
             cuda_graph: on a GPU record a step as a CUDA graph and replay it (see ``cuda_graph.Captured``): the loss may
                 draw from ``device_rng`` there, and all else that changes must come from ``batch``, always of one shape.
             out: directory. resume: go on from its checkpoint.
@@ -88,15 +100,19 @@ class Training:
         checkpoint = out / "checkpoint.safetensors"
         if resume:
             self.load(checkpoint)
-        elif checkpoint.exists():
+        elif distributed.broadcast(checkpoint.exists):
             raise SystemExit(f"{checkpoint} exists: go on with --resume, or choose another --out")
         descend = self.descent(loss, batch, cuda_graph)
-        finished, saved = self.step >= self.steps, time.monotonic()
-        with stop_requests() as stop, tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
-                                           unit="img", unit_scale=True, smoothing=0.05) as bar:
-            while self.step < self.steps and not stop:
+        finished, stopping = self.step >= self.steps, False
+        self.save_at = time.monotonic() + save_minutes * 60
+        self.compare_ranks()
+        with stop_requests() as self.stop, tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
+                                                unit="img", unit_scale=True, smoothing=0.05) as bar:
+            while self.step < self.steps and not stopping:
                 started = time.perf_counter()
                 self.losses.append(self.train_step(descend))
+                *stop, save = self.asked if self.ranks > 1 else self.asks()
+                stopping = any(stop)
                 row = self.step % LOG_EVERY == 0 or self.step == self.steps
                 mean = float(np.mean([float(x) for x in self.losses])) if row else 0.0
                 self.seconds += time.perf_counter() - started
@@ -107,12 +123,15 @@ class Training:
                     self.log.append((self.step, self.seconds, mean, self.optimizer.lr))
                     bar.set_postfix(loss=f"{mean:.4f}")
                     self.losses.clear()
-                if self.step < self.steps and time.monotonic() - saved > save_minutes * 60:
+                if self.step % COMPARE_EVERY == 0:
+                    self.compare_ranks()
+                if self.step < self.steps and save:
                     self.write(out, report, title)
-                    saved = time.monotonic()
+                    self.save_at = time.monotonic() + save_minutes * 60
         if self.step < self.steps:
             self.save(checkpoint)
-            raise SystemExit(f"stopped at step {self.step} of {self.steps}; go on with --resume")
+            by = f", as rank {np.argmax(stop)} was asked to" if self.ranks > 1 else ""
+            raise SystemExit(f"stopped at step {self.step} of {self.steps}{by}; go on with --resume")
         if not finished:
             self.write(out, report, title)
 
@@ -127,22 +146,54 @@ class Training:
 
     def descent(self, loss, batch=None, cuda_graph=False):
         """A step of gradient descent as a function of a batch's indices; arguments as for ``fit``."""
-        def descend(*arrays):  # the same on a CPU, on a GPU and recorded as a CUDA graph
-            value = loss(*arrays)
+        mine = distributed.share()
+        weight = len(range(self.batch_size)[mine]) / self.batch_size
+
+        def gradients(*arrays):  # the same on a CPU, on a GPU and recorded as a CUDA graph
+            with distributed.batch_of(self.batch_size):
+                value = loss(*arrays)
+            if weight < 1:  # the batch's mean is the sum of these
+                value = weight * value
             self.optimizer.zero_grad()
             value.backward()
+            return [value.data.reshape(()), *(p.grad for p in self.optimizer.parameters)]
+
+        def update(value, *grads):
+            for p, grad in zip(self.optimizer.parameters, grads):
+                p.grad = grad
             clip_grad_norm_(self.optimizer.parameters, self.clip)
             self.optimizer.step()
             self.ema.update()
-            return value.data.reshape(())
+            return value
 
+        def descend(*arrays):
+            if self.ranks == 1:
+                return update(*gradients(*arrays))
+            asks = to_device(self.asks(), self.model.device)
+            *sums, asked = distributed.all_reduce_coalesced([*gradients(*arrays), asks])
+            self.asked = to_device(asked, "cpu")
+            return update(*sums)
+
+        if cuda_graph and batch is None:
+            raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to step")
+        if cuda_graph and self.ranks > 1:  # what they send is no part of a graph
+            gradients, update = captured(gradients, self.model), captured(update, self.model)
+        elif cuda_graph:
+            descend = captured(descend, self.model)
         if batch is None:
-            if cuda_graph:
-                raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to "
-                                 "step")
-            return descend
-        step = captured(descend, self.model) if cuda_graph else descend
-        return lambda index: step(*(to_device(a, self.model.device) for a in batch(index)))
+            return lambda index: descend(index[mine])
+        return lambda index: descend(*(to_device(a[mine], self.model.device) for a in batch(index)))
+
+    def asks(self):
+        """Whether a rank was asked to stop, a number for each, and whether it is time to save, by rank 0's clock."""
+        asks, rank = np.zeros(self.ranks + 1, np.float32), distributed.get_rank()
+        asks[rank], asks[-1] = len(self.stop) > 0, rank == 0 and time.monotonic() > self.save_at
+        return asks
+
+    def compare_ranks(self):
+        """RuntimeError if weights or averages of a rank are not the others'."""
+        if self.ranks > 1:
+            distributed.check_equal("weights", [a for name, a in self.arrays().items() if name[:3] in ("mod", "ema")])
 
     def next_batch(self):
         """Indices of the next examples; those that an epoch leaves over and the first of the next make a batch, too."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..device import to_device
+from ..distributed import over_ranks
 from ..random import default_generator, standard_normal
 from .checks import check_labels, check_sample
 from .sampling import predict
@@ -83,8 +84,11 @@ def variational_bound(model, scheduler, images, labels=None, groups=40, *, gener
 def term(model, scheduler, x0, t, labels, generator):
     """(N,) nats: the decoder's term where t is 0 (for all of them or none), else that of the step from t to t − 1."""
     x = scheduler.add_noise(x0, standard_normal(x0.shape, x0.dtype, generator), t)
-    output = predict(model, to_device(x, model.device), t, labels, 1.0)
-    guess = scheduler.predict_original_sample(to_device(output, "cpu"), t, x).astype(np.float64)
+
+    def output(x, t, labels):
+        return to_device(predict(model, to_device(x, model.device), t, labels, 1.0), "cpu")
+
+    guess = scheduler.predict_original_sample(over_ranks(output, x, t, labels), t, x).astype(np.float64)
     s = np.maximum(t, 1).reshape(-1, 1, 1, 1)  # the step from 0 borrows the variance of that from 1
     alpha_bar, alpha_bar_prev, beta = scheduler.alphas_cumprod[s], scheduler.alphas_cumprod[s - 1], scheduler.betas[s]
     posterior = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta  # β̃_t

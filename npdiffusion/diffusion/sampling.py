@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..cuda_graph import replayed
 from ..device import array_module, device_of, to_device
+from ..distributed import all_gather, over_ranks, share
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
 from .checks import check_labels, check_sample, check_shape, check_timesteps
@@ -101,9 +102,11 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         shrink = np.sqrt(scheduler.alphas_cumprod[t]).reshape(-1, 1, 1, 1).astype(x.dtype)  # x_t = √ᾱ_t (x_0 + σ ε)
         x = to_device(shrink, x) * x
     if method == "one-shot":
+        def estimate(x, t, labels):
+            return scheduler.predict_original_sample(predict(model, x, t, labels, guidance_scale), t, x)
+
         with model.evaluating():
-            output = predict(model, x, t, labels, guidance_scale)
-        x0 = scheduler.predict_original_sample(output, t, x)
+            x0 = over_ranks(estimate, x, t, labels)
     else:
         kind, most = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, scheduler.num_train_timesteps)
         levels = np.broadcast_to(t if isinstance(t, int) else to_device(t, "cpu"), len(x))
@@ -132,19 +135,24 @@ def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, prog
 
     x: (N, C, H, W). levels: (K + 1, N) integers on the CPU: pass k takes picture n from levels[k, n] down to
     levels[k + 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step.
+    Each rank takes its share of the pictures.
     """
-    x, x0 = x.copy(), x.copy()
-    t, alpha_bars = to_device(np.ascontiguousarray(levels), x), to_device(scheduler.alpha_bars_at(levels), x)
+    mine = share()
+    x, x0, labels = x[mine].copy(), x[mine].copy(), None if labels is None else labels[mine]
+    t, alpha_bars = (to_device(np.ascontiguousarray(a[:, mine]), x) for a in (levels, scheduler.alpha_bars_at(levels)))
     with model.evaluating():
         for k in tqdm(range(len(levels) - 1), disable=not progress):
-            n = np.count_nonzero(levels[k] != levels[k + 1])
+            walking = np.flatnonzero(levels[k] != levels[k + 1])
+            n = len(walking[mine])
             z = None  # none is added in the step from t = 0
             if scheduler.stochastic and levels[k].any():
-                z = standard_normal(x[:n].shape, x.dtype, generator, device_of(x))
+                z = standard_normal((len(walking), *x.shape[1:]), x.dtype, generator, device_of(x))[mine]
             label = None if labels is None else labels[:n]
+            if not n:
+                continue
             x[:n], x0[:n] = replayed(model, one_step, scheduler, guidance_scale, x[:n], t[k, :n], alpha_bars[k, :n],
                                      alpha_bars[k + 1, :n], label, z)
-    return x, x0
+    return all_gather(x, x), all_gather(x0, x)
 
 
 def one_step(model, scheduler, guidance_scale, x, t, alpha_bar, alpha_bar_prev, labels, noise):
