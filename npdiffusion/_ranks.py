@@ -30,8 +30,8 @@ def join():
     except (ImportError, RuntimeError) as error:
         problem = f"cannot use mpi4py: {error}"
     if problem:  # each would do all the work, and write over what the others write
-        raise SystemExit(1 if rank else f"mpiexec has started {size} processes, which {problem}.\n"
-                         f"pip install 'npdiffusion[mpi]' brings both; start with {Path(sys.executable).parent}/mpiexec")
+        raise SystemExit(1 if rank else f"mpiexec has started {size} processes, which {problem}.\nInstall both, pip "
+                         f"install 'npdiffusion[mpi]', and start with {Path(sys.executable).parent / 'mpiexec'}")
     for launcher in LAUNCHERS:
         os.environ.pop(launcher + "SIZE", None)  # what this process starts is no rank
     return MPI.COMM_WORLD
@@ -58,6 +58,7 @@ def end_all(tell, *error):
         tell(*error)
     finally:
         sys.stderr.flush()
+        sleep(0.5)  # until mpiexec has read it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI would say it again
         world.Abort(1)
 

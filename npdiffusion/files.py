@@ -1,6 +1,7 @@
 """Writing files whole or not at all."""
 
 import glob
+import io
 import os
 import secrets
 from contextlib import contextmanager, suppress
@@ -28,8 +29,7 @@ def atomic_write(path):
     cause, if the file cannot be written.
     """
     if world and world.rank:
-        with open(os.devnull, "wb") as file:
-            yield file
+        yield io.BytesIO()
         return
     path = Path(os.path.realpath(path))  # through a link, so that the link itself survives
     temporary = None

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .device import cupy, device_of, to_device
-from .distributed import same_generator
+from .distributed import Generator, world
 from .kernels import kernels
 
 _seed = None
@@ -32,7 +32,8 @@ def default_generator(device="cpu"):
         device = f"cuda:{cupy().cuda.Device().id}"  # the current one
     if device not in _generators:
         there = to_device(np.zeros(1), device)
-        _generators.setdefault(device_of(there), same_generator(kernels(there).default_rng(_seed)))
+        generator = kernels(there).default_rng(_seed)
+        _generators.setdefault(device_of(there), generator if world is None else Generator(generator))
     return _generators[device]
 
 

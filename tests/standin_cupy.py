@@ -155,6 +155,8 @@ class Graph:
 class Stream:
     """The null stream is Stream.null; only ``current`` and capturing have a meaning here."""
 
+    ptr = 0  # the address of nothing
+
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         self.null, self.graph, self.before = null, None, []
 
