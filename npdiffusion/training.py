@@ -146,6 +146,8 @@ class Training:
 
     def descent(self, loss, batch=None, cuda_graph=False):
         """A step of gradient descent as a function of a batch's indices; arguments as for ``fit``."""
+        if cuda_graph and batch is None:
+            raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to step")
         mine = distributed.share()
         weight = len(range(self.batch_size)[mine]) / self.batch_size
 
@@ -167,22 +169,23 @@ class Training:
             return value
 
         def descend(*arrays):
-            if self.ranks == 1:
-                return update(*gradients(*arrays))
-            asks = to_device(self.asks(), self.model.device)
-            *sums, asked = distributed.all_reduce_coalesced([*gradients(*arrays), asks])
-            self.asked = to_device(asked, "cpu")
-            return update(*sums)
+            return update(*self.sum_over_ranks(gradients(*arrays)))
 
-        if cuda_graph and batch is None:
-            raise ValueError("fit(cuda_graph=True) needs batch=, which makes on the CPU what changes from step to step")
-        if cuda_graph and self.ranks > 1:  # what they send is no part of a graph
-            gradients, update = captured(gradients, self.model), captured(update, self.model)
-        elif cuda_graph:
+        if cuda_graph and self.ranks == 1:
             descend = captured(descend, self.model)
+        elif cuda_graph:  # what ranks send is no part of a graph
+            gradients, update = captured(gradients, self.model), captured(update, self.model)
         if batch is None:
             return lambda index: descend(index[mine])
         return lambda index: descend(*(to_device(a[mine], self.model.device) for a in batch(index)))
+
+    def sum_over_ranks(self, arrays):
+        """The sums of loss and gradients, in one message with those of ``asks``."""
+        if self.ranks == 1:
+            return arrays
+        *sums, asked = distributed.all_reduce_coalesced([*arrays, to_device(self.asks(), self.model.device)])
+        self.asked = to_device(asked, "cpu")
+        return sums
 
     def asks(self):
         """Whether a rank was asked to stop, a number for each, and whether it is time to save, by rank 0's clock."""

@@ -1,5 +1,6 @@
 """Ranks: what mpiexec starts computes what one process computes, and ends together."""
 
+import json
 import os
 import re
 import shutil
@@ -127,3 +128,29 @@ def test_without_mpiexec_nothing_is_imported():
     code = "import npdiffusion, npdiffusion.training, sys; print('mpi4py' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE.parent)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["train_diffusion", "train_classifier", "train_vae", "train_noise_level",
+                                     "segment_mitochondria", "denoise_micrographs", "guided_denoising"])
+def test_examples(example, tmp_path):
+    """Two ranks measure what one process does, to the last figure."""
+    found = []
+    for n in (1, 2):
+        command = [sys.executable, HERE.parent / "examples" / f"{example}.py", "--preset", "smoke", "--data",
+                   "synthetic", "--out", tmp_path / str(n)]
+        subprocess.run([MPIEXEC, "-n", str(n), *command], check=True, capture_output=True, timeout=300,
+                       env={**os.environ, **OPEN_MPI, "NPDIFFUSION_DATA": str(tmp_path)})
+        found.append(numbers(json.loads((tmp_path / str(n) / "metrics.json").read_text())))
+    one, two = found
+    assert len(one) >= 1 and one.keys() == two.keys()
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+
+
+def numbers(value, name=""):
+    """{path: number} of a JSON value, without times."""
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, part in items if key != "minutes" for k, v in numbers(part, f"{name}/{key}").items()}
+    return {} if isinstance(value, (str, type(None))) else {name: value}
