@@ -28,7 +28,7 @@ def test_pointwise_and_constant_predictors_come_back_exactly(height, width, tile
         constant = np.full((len(tiles), 1, tile, tile), np.float32(0.1))
         return np.concatenate([3 * tiles, constant], 1)
 
-    result = predict_tiled(predict, image, tile, overlap, batch_size)
+    result = predict_tiled(predict, image, None, tile, overlap, batch_size)
     assert result.shape == (3, height, width) and result.dtype == np.float32
     np.testing.assert_array_equal(result[:2], 3 * image)
     assert (result[2] == np.float32(0.1)).all()
@@ -77,7 +77,8 @@ def test_no_seams():
     assert np.ptp(result) > 0.9  # the levels are there
     steepest = max(np.abs(np.diff(result, axis=a)).max() for a in (1, 2))
     assert steepest < 0.12  # half a cosine over 16 pixels: at most π/2/16 from one to the next
-    edge = predict_tiled(lambda tiles: np.where(np.arange(64) % 63, 0.0, 1e6) + 0 * tiles, picture((200, 250)), 64, 32)
+    edge = predict_tiled(lambda tiles: np.where(np.arange(64) % 63, 0.0, 1e6) + 0 * tiles, picture((200, 250)), None,
+                         64, 32)
     assert not edge.any()  # the outermost pixels of tiles count for nothing
 
 
@@ -98,7 +99,7 @@ def test_options_out_of_range(options, message):
 
 
 def test_wrong_shapes():
-    for image in (np.zeros((40, 40)), np.zeros((1, 0, 40))):
+    for image in (np.zeros(40), np.zeros((1, 1, 40, 40)), np.zeros((1, 0, 40))):
         with pytest.raises(ValueError, match=r"expects an image of shape \(C, H, W\)"):
             predict_tiled(lambda tiles: tiles, image)
     for answer in (lambda tiles: tiles[:, 0], lambda tiles: tiles[:, :, 1:], lambda tiles: tiles[:1].repeat(9, 0)):
@@ -107,11 +108,11 @@ def test_wrong_shapes():
 
 
 def test_defaults_are_what_the_docs_say(capsys):
-    """Of a picture that holds its columns' numbers: four tiles of 256 at once, 192 apart, with a margin of 32."""
+    """Of a picture that holds its columns' numbers: tiles of 256, up to four of a row at once, 192 apart, margin 32."""
     seen = []
     image = np.tile(np.arange(300, dtype=np.float32), (1, 300, 1))
     result = predict_tiled(lambda tiles: seen.append(tiles) or tiles, image)
     np.testing.assert_allclose(result, image, rtol=1e-6)
-    assert [tiles.shape for tiles in seen] == [(4, 1, 256, 256)]
+    assert [tiles.shape for tiles in seen] == 2 * [(2, 1, 256, 256)]
     assert seen[0][0, 0, 40, 32] == 0 and seen[0][1, 0, 40, 0] == 192 - 32
     assert capsys.readouterr() == ("", "")
