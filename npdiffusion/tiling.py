@@ -77,12 +77,12 @@ class _Strips:
         """A row of tiles, weighted and summed, (K, tile, W) float64. The ranks deal out its tiles."""
         y, starts = self.rows.pixels[row], self.columns.starts
         slab = np.asarray(self.image[..., int(y.min()):int(y.max()) + 1, :])
-        slab = slab.reshape(-1, *slab.shape[-2:])[:, y - y.min()]
+        slab = slab.reshape(-1, *slab.shape[-2:]).take(y - y.min(), 1)
         rank, size, margin, total = distributed.get_rank(), distributed.get_world_size(), -starts[0], None
         mine = range(len(starts))[rank::size] or range(1)  # without a tile of its own: one, to learn K
         for i in range(0, len(mine), self.batch_size):
             some = mine[i:i + self.batch_size]
-            results = self.predicted(np.stack([slab[:, :, self.columns.pixels[column]] for column in some]))
+            results = self.predicted(np.stack([slab.take(self.columns.pixels[column], 2) for column in some]))
             if total is None:
                 total = np.zeros((self.channels, self.tile, starts[-1] + self.tile + margin))
             for column, result in zip(some, results):
@@ -95,7 +95,7 @@ class _Strips:
     def predicted(self, tiles):
         """The results for some tiles, of a shape found right."""
         with distributed.alone():  # nothing that predict calls shares its work with other ranks
-            results = self.predict(tiles.astype(np.float32))
+            results = self.predict(tiles.astype(np.float32, copy=False))
         n, k, side = len(tiles), self.channels, self.tile
         if results.ndim != 4 or results.shape != (n, k or results.shape[1], side, side):
             raise ValueError(f"predict_tiled expects predict to return ({n}, {k or 'K'}, {side}, {side}), "
@@ -131,4 +131,4 @@ def _check(image, out, tile, overlap, batch_size, journal):
     if out is not None and (len(out.shape) > 3 or tuple(out.shape[-2:]) != (h, w)):
         raise ValueError(f"predict_tiled expects out of shape (K, {h}, {w}) or ({h}, {w}), got {out.shape}")
     if out is not None and not np.issubdtype(out.dtype, np.floating):
-        raise ValueError(f"predict_tiled expects out to be of floats, as float32, got {out.dtype}; convert it afterwards")
+        raise ValueError(f"predict_tiled expects out to be of floats (float32), got {out.dtype}; convert afterwards")
