@@ -29,7 +29,7 @@ class Journal:
     """
 
     def __init__(self, path, array, work):
-        self.path, self.array, header = path and Path(path), array, json.dumps(work)
+        self.path, self.array, header = path and Path(path), array, json.dumps(work, default=int)
         if path and distributed.get_rank() == 0 and not os.path.exists(path):
             with atomic_write(path) as file:
                 file.write(header.encode())

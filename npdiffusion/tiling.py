@@ -33,12 +33,13 @@ def predict_tiled(predict, image, out=None, tile=256, overlap=64, batch_size=4, 
     strips = _Strips(predict, image, out, tile, overlap, batch_size)
     chunk = (getattr(out, "shards", None) or getattr(out, "chunks", None) or (1, 1))[-2]  # what is written in one piece
     edges = sorted({0, image.shape[-2], *(y // chunk * chunk for y in strips.rows.starts if y > 0)})
-    blocks = list(zip(edges, edges[1:]))
+    blocks = list(zip(edges, edges[1:]))  # between the starts of neighbouring tiles
     if out is None:
         return np.concatenate([strips.blended(*block).astype(np.float32) for block in blocks], 1)
 
-    path = journal or (f"{out.filename}.journal" if getattr(out, "filename", None) else None)
-    journal = Journal(path, out, {"image": image.shape, "tile": tile, "overlap": overlap, "chunk": chunk})
+    if journal is None and getattr(out, "filename", None):
+        journal = f"{out.filename}.journal"
+    journal = Journal(journal, out, {"image": image.shape, "tile": tile, "overlap": overlap, "chunk": chunk})
     left, rank, size = journal.unfinished(blocks), distributed.get_rank(), distributed.get_world_size()
     with distributed.alone():
         for start, stop in left[len(left) * rank // size:len(left) * (rank + 1) // size]:
