@@ -108,7 +108,7 @@ def measure(predict, image, out, side, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=16 * SIDE, help="height and width: a multiple of 1024, from 4096 on")
+    parser.add_argument("--size", type=int, default=16 * SIDE, help="a multiple of 1024, at least 4096")
     parser.add_argument("--sigma", type=int, default=50, help="noise to remove, in grey levels")
     parser.add_argument("--out", type=Path, default=Path("runs/section"))
     parser.add_argument("--keep", action="store_true", help="leave the files there")
