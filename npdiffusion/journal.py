@@ -1,7 +1,6 @@
 """Long work on a large array, noted row by row, so that it goes on where it was stopped."""
 
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -29,8 +28,9 @@ class Journal:
     """
 
     def __init__(self, path, array, work):
-        self.path, self.array, header = path and Path(path), array, json.dumps(work, default=int)
-        if path and distributed.get_rank() == 0 and not os.path.exists(path):
+        self.path, self.array = path and Path(path), array
+        header = json.dumps(work, default=int)
+        if path and distributed.get_rank() == 0 and not self.path.exists():
             with atomic_write(path) as file:
                 file.write(header.encode())
         distributed.barrier()
@@ -38,12 +38,11 @@ class Journal:
         if found != header:
             raise ValueError(f"{path} is the journal of other work: expected {header}, got {found[:200]}; to go on "
                              "with that, give the same arguments as then; to begin anew, remove the file")
-        self.checksums = dict(block.split(" ", 1) for block in blocks if " " in block)
+        self.noted = {name: checksum for name, _, checksum in (block.partition(" ") for block in blocks)}
 
     def unfinished(self, blocks):
         """Those of the blocks (start, stop) that are still to be done; the same for all ranks."""
-        left = [block for block in blocks if _name(*block) not in self.checksums
-                or self.checksums[_name(*block)] != self._checksum(*block)]
+        left = [block for block in blocks if not self._holds(*block)]
         distributed.barrier()  # nobody changes the array before all have looked
         return left
 
@@ -52,18 +51,18 @@ class Journal:
         if hasattr(self.array, "flush"):
             self.array.flush()
         if self.path:
-            with open(self.path, "a") as file:  # one short write; a line of its own, whatever the last one suffered
-                file.write(f"\n{_name(start, stop)} {self._checksum(start, stop)}")
+            with open(self.path, "a") as file:  # a line of its own, whatever became of the last one
+                file.write(f"\n{start}:{stop} {self._checksum(start, stop)}")
 
     def remove(self):
-        """Call it when all is done: waits for the other ranks."""
+        """All is done: wait for the other ranks, and remove the file."""
         distributed.barrier()
         if self.path and distributed.get_rank() == 0:
             self.path.unlink()
 
+    def _holds(self, start, stop):
+        name = f"{start}:{stop}"
+        return name in self.noted and self.noted[name] == self._checksum(start, stop)
+
     def _checksum(self, start, stop):
         return f"{zlib.crc32(np.ascontiguousarray(self.array[..., start:stop, :])):08x}"
-
-
-def _name(start, stop):
-    return f"{start}:{stop}"

@@ -31,9 +31,9 @@ def predict_tiled(predict, image, out=None, tile=256, overlap=64, batch_size=4, 
     """
     _check(image, out, tile, overlap, batch_size, journal)
     strips = _Strips(predict, image, out, tile, overlap, batch_size)
-    chunk = (getattr(out, "shards", None) or getattr(out, "chunks", None) or (1, 1))[-2]  # what is written in one piece
+    chunk = (getattr(out, "shards", None) or getattr(out, "chunks", None) or (1, 1))[-2]
     edges = sorted({0, image.shape[-2], *(y // chunk * chunk for y in strips.rows.starts if y > 0)})
-    blocks = list(zip(edges, edges[1:]))  # between the starts of neighbouring tiles
+    blocks = list(zip(edges, edges[1:]))  # from one row of tiles to the next, in whole chunks
     if out is None:
         return np.concatenate([strips.blended(*block).astype(np.float32) for block in blocks], 1)
 
