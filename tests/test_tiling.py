@@ -112,12 +112,12 @@ def test_wrong_shapes():
 
 
 def test_defaults_are_what_the_docs_say(capsys):
-    """Of a picture that holds its columns' numbers: tiles of 256, up to four of a row at once, 192 apart, margin 32."""
+    """Of a picture that holds its columns' numbers: tiles of 256, four of a row at once, 192 apart, with a margin of 32."""
     seen = []
-    image = np.tile(np.arange(300, dtype=np.float32), (1, 300, 1))
+    image = np.tile(np.arange(900, dtype=np.float32), (1, 300, 1))
     result = predict_tiled(lambda tiles: seen.append(tiles) or tiles, image)
     np.testing.assert_allclose(result, image, rtol=1e-6)
-    assert [tiles.shape for tiles in seen] == 2 * [(2, 1, 256, 256)]
+    assert [tiles.shape for tiles in seen] == 2 * [(4, 1, 256, 256), (1, 1, 256, 256)]
     assert seen[0][0, 0, 40, 32] == 0 and seen[0][1, 0, 40, 0] == 192 - 32
     assert capsys.readouterr() == ("", "")
 
