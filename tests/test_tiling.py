@@ -112,7 +112,7 @@ def test_wrong_shapes():
 
 
 def test_defaults_are_what_the_docs_say(capsys):
-    """Of a picture that holds its columns' numbers: tiles of 256, four of a row at once, 192 apart, with a margin of 32."""
+    """Of a picture that holds its columns' numbers: tiles of 256, four of a row at once, 192 apart, margin 32."""
     seen = []
     image = np.tile(np.arange(900, dtype=np.float32), (1, 300, 1))
     result = predict_tiled(lambda tiles: seen.append(tiles) or tiles, image)
