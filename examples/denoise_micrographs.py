@@ -79,12 +79,18 @@ def turned(patches, ways):
     return np.stack([turned_square(patch, way) for patch, way in zip(patches, ways)])
 
 
-def restored(model, noisy, sigma, method="one-shot"):
-    """The network's estimate for whole pictures (n, 1, H, W) with noise of sigma grey levels, in blended tiles."""
+def estimator(model, sigma, method="one-shot"):
+    """The function that denoises tiles (N, 1, H, W) with noise of sigma grey levels."""
     def predict(tiles):
         return denoise(model, SCHEDULER, tiles, method=method, sigma=sigma / 127.5, generator=np.random.default_rng(0))
 
-    return np.stack([predict_tiled(predict, picture, TILE, OVERLAP) for picture in noisy])
+    return predict
+
+
+def restored(model, noisy, sigma, method="one-shot"):
+    """The network's estimate for whole pictures (n, 1, H, W) with noise of sigma grey levels, in blended tiles."""
+    predict = estimator(model, sigma, method)
+    return np.stack([predict_tiled(predict, picture, tile=TILE, overlap=OVERLAP) for picture in noisy])
 
 
 def noisy_version(pictures, sigma, seed=0):

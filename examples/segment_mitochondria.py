@@ -131,16 +131,21 @@ def dice_loss(logits, target):
     return 1 - (2 * all_reduce((p * target).sum()) + 1) / (all_reduce((p + target).sum()) + 1)
 
 
+def estimator(model):
+    """The function that says of tiles (N, 1, H, W), normalized, how likely each pixel belongs to a mitochondrion."""
+    def predict(tiles):
+        with no_grad():
+            return unfolded(F.sigmoid(model(Tensor(folded(tiles), device=model.device))).cpu().data)
+
+    return predict
+
+
 def probability(model, image, tta=True):
     """How likely each pixel of a micrograph (H, W) belongs to a mitochondrion: (H, W) in [0, 1].
 
     Any size; in overlapping tiles. tta: averaged over the 8 ways to lay the picture (test-time augmentation).
     """
-    def predict(tiles):
-        with no_grad():
-            return unfolded(F.sigmoid(model(Tensor(folded(tiles), device=model.device))).cpu().data)
-
-    x, ways = normalized(image)[None], 8 if tta else 1
+    predict, x, ways = estimator(model), normalized(image)[None], 8 if tta else 1
     return sum(turned_back(predict_tiled(predict, turned(x, way), tile=TILE, overlap=OVERLAP, batch_size=1), way)[0]
                for way in range(ways)) / ways
 

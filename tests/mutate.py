@@ -32,7 +32,8 @@ TESTS = {  # how a path begins -> the test files asked first; the first that fit
     "data/": "data micrographs", "checkpoint": "checkpoint", "files": "checkpoint data", "optim": "optim training",
     "training": "training examples", "tensor": "tensor gradients graphs", "graph": "tensor gradients graphs",
     "threads": "conv_kernels plain_kernels package tensor", "_process": "package", "device": "devices tensor",
-    "random": "devices sampling", "metrics": "metrics quality", "tiling": "tiling", "gradcheck": "gradcheck",
+    "random": "devices sampling", "metrics": "metrics quality", "tiling": "tiling", "journal": "tiling",
+    "gradcheck": "gradcheck",
     "cuda_graph": "graphs", "figures": "quality examples"}
 SWAPS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
          ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
