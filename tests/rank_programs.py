@@ -71,6 +71,24 @@ def sampling():
           tiled=predict_tiled(lambda x: denoise(model, ddpm, x, t=100), x0.reshape(1, 14, 32), tile=8, overlap=4))
 
 
+def tiles():
+    """Into one file, by all ranks; the first time with an error on the last of them."""
+    path, picture = OUT / "out", np.random.default_rng(0).standard_normal((1, 90, 40), dtype=np.float32)
+    if distributed.get_rank() == 0 and not path.exists():
+        np.memmap(path, np.float32, "w+", shape=(90, 40)).flush()
+    distributed.barrier()
+    out, seen = np.memmap(path, np.float32, "r+", shape=(90, 40)), []
+
+    def predict(x):
+        if "fail" in sys.argv and len(seen) == 5 and RANK == distributed.get_world_size() - 1:
+            raise OSError(28, "No space left on device")
+        seen.append(x)
+        return denoise(network(), DDPMScheduler(), x, t=100)
+
+    predict_tiled(predict, picture, out, tile=16, overlap=4, batch_size=2)
+    write(out=out, whole=predict_tiled(predict, picture, tile=16, overlap=4)[0])
+
+
 def gpu():
     """Training and sampling on the GPU's stand-in, gradients summed by something that looks like NCCL."""
     import ctypes

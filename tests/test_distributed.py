@@ -63,6 +63,18 @@ def test_sampling_is_the_same_on_any_number_of_ranks(tmp_path):
             np.testing.assert_allclose(other[name], found[0][name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def test_tiles_into_one_file(tmp_path):
+    """Each rank writes its rows; what one of them has left undone others do."""
+    said = ranks(3, "tiles", tmp_path, "fail", fails=True)[1]
+    assert re.findall("(rank .): Traceback", said) == ["rank 2"] and "No space left on device" in said
+    noted = (tmp_path / "out.journal").read_text()
+    assert noted.count("\n") >= 2
+    ranks(2, "tiles", tmp_path)
+    found = np.load(tmp_path / "2.npz")
+    np.testing.assert_allclose(found["out"], found["whole"], atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.npz", "out"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["eager", "graph"])
 def test_gpus(tmp_path, way):
