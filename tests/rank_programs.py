@@ -80,7 +80,7 @@ def tiles():
     out, seen = np.memmap(path, np.float32, "r+", shape=(90, 40)), []
 
     def predict(x):
-        if "fail" in sys.argv and len(seen) == 5 and RANK == distributed.get_world_size() - 1:
+        if "fail" in sys.argv and len(seen) == 5 and RANK == 2:
             raise OSError(28, "No space left on device")
         seen.append(x)
         return denoise(network(), DDPMScheduler(), x, t=100)
