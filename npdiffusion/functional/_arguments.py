@@ -4,6 +4,7 @@ import functools
 import operator
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from ..tensor import Tensor
 
@@ -52,18 +53,14 @@ def axes_of(dim, ndim):
 
     A Tensor () has no axes, but 0 and −1 may be said, as in PyTorch.
     """
-    dims, least = () if dim is None else ints(dim), max(ndim, 1)
-    axes = tuple([d + least if d < 0 else d for d in dims or range(ndim)])
-    if any([not 0 <= a < least for a in axes]) or len(set(axes)) != len(axes):
-        raise ValueError(f"dim {dim!r} does not name distinct axes of a Tensor with {ndim} axes")
+    dims = () if dim is None else ints(dim)
+    axes = normalize_axis_tuple(dims or range(ndim), max(ndim, 1), "dim")
     return axes if ndim else ()
 
 
 def axis_of(dim, ndim):
     """One ``dim`` as an axis from 0 to ndim − 1."""
-    if not isinstance(dim, (int, np.integer)):
-        raise TypeError(f"dim must be an integer here, got {dim!r}")
-    return axes_of(dim, max(ndim, 1))[0]
+    return normalize_axis_index(dim, max(ndim, 1), "dim")
 
 
 def pair(value, name, least=1):

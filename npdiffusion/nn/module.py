@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partialmethod
 from itertools import chain
 
 from ..device import copy_into, is_device, to_device
@@ -102,13 +103,7 @@ class Module:
             parameter.grad = None
         return self
 
-    def cpu(self):
-        """Parameters moved to the CPU; returns self."""
-        return self.to("cpu")
-
-    def cuda(self):
-        """Parameters moved to the GPU; returns self."""
-        return self.to("cuda")
+    cpu, cuda = partialmethod(to, "cpu"), partialmethod(to, "cuda")
 
     @property
     def device(self):
