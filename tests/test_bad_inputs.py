@@ -36,7 +36,7 @@ BAD = {  # what is done: (error, part of its message, call)
     "the same axis twice": (ValueError, "repeated axis in `dim`", lambda: F.sum(x, (0, -2))),
     "dropout probability": (ValueError, "0 <= p <= 1", lambda: F.dropout(x, 1.5)),
     "max along two axes": (TypeError, "integer", lambda: F.max(x, (0, 1))),
-    "max of nothing": (ValueError, "without elements", lambda: F.max(zeros(0))),
+    "max of nothing": (ValueError, "zero-size", lambda: F.max(zeros(0))),
     "variance of one": (ValueError, "undefined", lambda: F.var(zeros(1))),
     "reshape to another size": (ValueError, "reshape", lambda: x.reshape(4)),
     "flatten backwards": (ValueError, "start_dim", lambda: F.flatten(x, 1, 0)),

@@ -18,7 +18,6 @@ def _padded(x, size, kernel, stride, padding, dilation, value=0):
 
 
 def max_pool2d(x, size, kernel, stride, padding, dilation):
-    """See ``plain.max_pool2d``."""
     x, _ = _padded(x, size, kernel, stride, padding, dilation, -np.inf)
     out = to_nchw(np.empty((len(x), *size, x.shape[1]), x.dtype))
 
@@ -33,7 +32,6 @@ def max_pool2d(x, size, kernel, stride, padding, dilation):
 
 
 def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
-    """See ``plain.max_pool2d_backward``."""
     size, g = y.shape[2:], to_nchw(channels_last(g))
     x, inside = _padded(x, size, kernel, stride, padding, dilation, -np.inf)
     overlap = any(s < d * (k - 1) + 1 for s, d, k in zip(stride, dilation, kernel))
@@ -57,13 +55,11 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
 
 
 def avg_pool2d(x, size, kernel, stride, padding, counts):
-    """See ``plain.avg_pool2d``."""
     x, _ = _padded(x, size, kernel, stride, padding, (1, 1))
     return sum(x[at] for _, _, at in taps(size, kernel, stride, (1, 1))) / counts
 
 
 def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
-    """See ``plain.avg_pool2d_backward``."""
     dx = to_nchw(np.zeros((len(g), *size, g.shape[1]), g.dtype))
     dimage, inside = _padded(dx, g.shape[2:], kernel, stride, padding, (1, 1))
     share = to_nchw(channels_last(g)) / counts
