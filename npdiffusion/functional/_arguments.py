@@ -162,13 +162,8 @@ def check_image(op, input, **others):
 def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, output_padding=None):
     """A convolution's arguments, checked and as the kernels take them; a transposed one's with ``output_padding``.
 
-    Returns the result's size, then stride, padding in front (top, left), dilation (pairs), and groups. With a kernel of
-    k taps that spans e = dilation·(k − 1) + 1 pixels,
-
-        size = ⌊(H + 2·padding − e)/stride⌋ + 1, or H with padding="same",
-        transposed: size = (H − 1)·stride − 2·padding + e + output_padding.
-
-    Raises ValueError for shapes that do not fit, TypeError for different dtypes.
+    Returns the result's size, then stride, padding in front (top, left), dilation (pairs), and groups. Raises as the
+    ops, where the formulas for the size stand.
     """
     transposed = output_padding is not None
     check_image(op, input, weight=weight, bias=bias)
@@ -208,8 +203,7 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
 def pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode):
     """A pooling's arguments, checked: the result's size, then kernel, stride, padding in front and dilation (pairs).
 
-    size = ⌊(H + 2·padding − dilation·(k − 1) − 1)/stride⌋ + 1, with ``ceil_mode`` ⌈ ⌉, but every window must start
-    inside the input or the padding in front of it.
+    The size is as in ``max_pool2d``, but every window must start inside the input or the padding in front of it.
     """
     check_image(op, input)
     kernel = pair(kernel_size, "kernel_size")
