@@ -8,9 +8,6 @@ at a time in a buffer that stays in cache. Convolution is bilinear, so two loops
     scatter    windows of y += x @ weight             transposed conv; gradient of a conv
 
 and where the stride is 1, scattering is gathering with flipped taps, which is faster.
-
-Arrays show NCHW shapes over channels-last memory. stride, dilation and padding (top, left) are pairs; what lies behind
-follows from the result's size.
 """
 
 import numpy as np
