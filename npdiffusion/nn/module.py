@@ -2,7 +2,6 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partialmethod
 from itertools import chain
 
 from ..device import copy_into, is_device, to_device
@@ -103,7 +102,7 @@ class Module:
             parameter.grad = None
         return self
 
-    cpu, cuda = partialmethod(to, "cpu"), partialmethod(to, "cuda")
+    cpu, cuda = lambda self: self.to("cpu"), lambda self: self.to("cuda")
 
     @property
     def device(self):
