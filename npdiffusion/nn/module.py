@@ -84,9 +84,7 @@ class Module:
             module.training = mode
         return self
 
-    def eval(self):
-        """Evaluation mode; returns self."""
-        return self.train(False)
+    eval = lambda self: self.train(False)
 
     def requires_grad_(self, requires_grad=True):
         """Freeze (False) or train (True) all parameters; returns self."""
