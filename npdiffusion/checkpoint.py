@@ -54,14 +54,12 @@ def load_file(path):
         metadata = json.loads(text)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no checkpoint at {path}: check the name, or save one first") from error
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short, damaged, or not a safetensors file ({error}): "
-                         "download or save it again") from error
     except KeyError as error:
         raise ValueError(f"{path} holds arrays of type {error}, which NumPy does not have: "
                          "convert them to F32 or F16") from error
-    except ValueError as error:
-        raise ValueError(f"{path} has damaged metadata ({error}): download or save it again") from error
+    except (SafetensorError, ValueError) as error:  # the latter of damaged metadata
+        raise ValueError(f"{path} is cut short, damaged, or not a safetensors file ({error}): "
+                         "download or save it again") from error
     ours = CHECKSUM in texts or "npdiffusion" in texts and len(texts) > 1  # or it is its name that is damaged
     if ours and texts.get(CHECKSUM) != _checksum(tensors, text):
         raise ValueError(f"{path} is damaged: its checksum is not that of its content; download or save it again")

@@ -6,10 +6,6 @@ from .mnist import MNIST, Dataset
 from .pictures import load_picture, noise_sigma, save_png
 from .synthetic import SyntheticDigits, SyntheticMicrographs, draw_digits
 
-__all__ = ["DataNotFoundError", "Dataset", "Lucchi", "MNIST", "Micrographs", "SSTEM", "SyntheticDigits",
-           "SyntheticMicrographs", "draw_digits", "load_digits", "load_micrographs", "load_pairs", "load_picture",
-           "noise_sigma", "read_micrograph", "save_png"]
-
 
 def load_digits(name, split="train"):
     """The digits behind ``--data``: "mnist" (:class:`MNIST`) or "synthetic" (:class:`SyntheticDigits`).

@@ -51,7 +51,8 @@ def find(what, root, names, read, download, advice):
             problems += str(error).splitlines()
     raise DataNotFoundError(
         f"{what} not found in {' or '.join(dict.fromkeys(str(place.parent) for place in places))}"
-        f"{', and could not be downloaded' if download else ''}. {advice}, or use drawn pictures: --data synthetic."
+        f"{', and could not be downloaded' if download else ''}. {advice}, or set NPDIFFUSION_DATA to a directory that "
+        f"has {Path(names[0]).parts[0]} in it, or use drawn pictures: --data synthetic."
         + "".join(f"\n  {line}" for line in problems))
 
 

@@ -49,8 +49,7 @@ class SSTEM(Micrographs):
     def __init__(self, root=None, download=True):
         super().__init__(*find(
             "the ssTEM sections", root, [f"{SSTEM_NAME}/stack1"], _sstem_sections, download and _sstem_download,
-            f"Unpack {SSTEM_URL} so that its stack1 is there, or set NPDIFFUSION_DATA to a directory that has "
-            f"{SSTEM_NAME} in it"))
+            f"Unpack {SSTEM_URL} so that its stack1 is there"))
 
 
 def _sstem_sections(stack):

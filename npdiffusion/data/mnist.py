@@ -60,8 +60,7 @@ def _find(name, root, download):
     return find(
         f"MNIST's {name}", root, [f"mnist/{name}", f"mnist/{name}.gz"], lambda path: _verify(path.read_bytes(), name),
         download and (lambda path: fetch(urls, path, lambda data: _verify(data, name))),
-        f"Put {wanted} (from {MIRRORS[0]}) there, or set NPDIFFUSION_DATA to a directory that has them in its "
-        "subdirectory mnist")
+        f"Put {wanted} (from {MIRRORS[0]}) there")
 
 
 def _verify(data, name):

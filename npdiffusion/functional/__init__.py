@@ -17,14 +17,9 @@ from .products import embedding, linear, matmul, scaled_dot_product_attention
 from .reduction import max, mean, min, sum, var
 from .shape import cat, expand, flatten, getitem, pad, permute, reshape, squeeze, stack, to, transpose, unsqueeze
 
-__all__ = [
-    "abs", "add", "avg_pool2d", "binary_cross_entropy_with_logits", "cat", "clamp", "conv2d", "conv_transpose2d",
-    "cross_entropy", "div", "dropout", "embedding", "exp", "expand", "flatten", "gelu", "getitem", "group_norm",
-    "group_norm_silu", "interpolate", "l1_loss", "layer_norm", "linear", "log", "log_softmax", "matmul", "max",
-    "max_pool2d", "maximum", "mean", "min", "minimum", "mse_loss", "mul", "neg", "pad", "permute", "pow", "relu",
-    "reshape", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softplus", "sqrt", "squeeze", "stack",
-    "sub", "sum", "tanh", "transpose", "unsqueeze", "var", "where",
-]
+# The ops: what the modules of this folder give, but for two that are methods alone
+__all__ = sorted(name for name, op in vars().items()
+                 if getattr(op, "__module__", "").startswith(f"{__name__}.") and name not in ("comparison", "to"))
 
 for _op in (abs, add, clamp, div, exp, expand, flatten, log, log_softmax, matmul, max, mean, min, mul, neg, permute,
             pow, relu, reshape, sigmoid, silu, softmax, sqrt, squeeze, sub, sum, tanh, to, transpose, unsqueeze, var):

@@ -4,6 +4,7 @@ import functools
 import operator
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from ..tensor import Tensor
 
@@ -52,18 +53,14 @@ def axes_of(dim, ndim):
 
     A Tensor () has no axes, but 0 and −1 may be said, as in PyTorch.
     """
-    dims, least = () if dim is None else ints(dim), max(ndim, 1)
-    axes = tuple([d + least if d < 0 else d for d in dims or range(ndim)])
-    if any([not 0 <= a < least for a in axes]) or len(set(axes)) != len(axes):
-        raise ValueError(f"dim {dim!r} does not name distinct axes of a Tensor with {ndim} axes")
+    dims = () if dim is None else ints(dim)
+    axes = normalize_axis_tuple(dims or range(ndim), max(ndim, 1), "dim")
     return axes if ndim else ()
 
 
 def axis_of(dim, ndim):
     """One ``dim`` as an axis from 0 to ndim − 1."""
-    if not isinstance(dim, (int, np.integer)):
-        raise TypeError(f"dim must be an integer here, got {dim!r}")
-    return axes_of(dim, max(ndim, 1))[0]
+    return normalize_axis_index(dim, max(ndim, 1), "dim")
 
 
 def pair(value, name, least=1):
@@ -165,13 +162,8 @@ def check_image(op, input, **others):
 def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, output_padding=None):
     """A convolution's arguments, checked and as the kernels take them; a transposed one's with ``output_padding``.
 
-    Returns the result's size, then stride, padding in front (top, left), dilation (pairs), and groups. With a kernel of
-    k taps that spans e = dilation·(k − 1) + 1 pixels,
-
-        size = ⌊(H + 2·padding − e)/stride⌋ + 1, or H with padding="same",
-        transposed: size = (H − 1)·stride − 2·padding + e + output_padding.
-
-    Raises ValueError for shapes that do not fit, TypeError for different dtypes.
+    Returns the result's size, then stride, padding in front (top, left), dilation (pairs), and groups. Raises as the
+    ops, where the formulas for the size stand.
     """
     transposed = output_padding is not None
     check_image(op, input, weight=weight, bias=bias)
@@ -211,8 +203,7 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
 def pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode):
     """A pooling's arguments, checked: the result's size, then kernel, stride, padding in front and dilation (pairs).
 
-    size = ⌊(H + 2·padding − dilation·(k − 1) − 1)/stride⌋ + 1, with ``ceil_mode`` ⌈ ⌉, but every window must start
-    inside the input or the padding in front of it.
+    The size is as in ``max_pool2d``, but every window must start inside the input or the padding in front of it.
     """
     check_image(op, input)
     kernel = pair(kernel_size, "kernel_size")

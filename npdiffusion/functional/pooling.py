@@ -55,15 +55,13 @@ def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
 
 def _window_counts(x, size, kernel, stride, padding, count_include_pad, divisor_override):
     """(H_out, W_out), on x's device: what the sum over each window is divided by."""
-    along = []
-    for n, out, k, s, p in zip(x.shape[2:], size, kernel, stride, padding):
-        first = np.arange(out) * s - p
-        last = np.minimum(first + k, n + p)
-        along.append(last - first if count_include_pad else np.minimum(last, n) - np.maximum(first, 0))
-    counts = np.multiply.outer(*along).astype(x.dtype)
-    if divisor_override is not None or counts.min() == counts.max():  # without copying them to a GPU
-        return array_module(x).full(size, float(divisor_override or counts[0, 0]), x.dtype)
-    return to_device(counts, x)
+    xp = array_module(x)
+    if divisor_override is not None:
+        return xp.full(size, float(divisor_override), x.dtype)
+    around = padding if count_include_pad else (0, 0)  # which counts
+    ones = xp.ones((1, 1, *(n + 2 * p for n, p in zip(x.shape[2:], around))), x.dtype)
+    front = [p - q for p, q in zip(padding, around)]
+    return kernels(x).avg_pool2d(ones, size, kernel, stride, front, xp.ones(size, x.dtype))[0, 0]
 
 
 def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None,

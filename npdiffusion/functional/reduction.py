@@ -74,8 +74,6 @@ def _extreme(name, input, dim, keepdim):
     check_tensor(name, input)
     x = input.data
     xp = array_module(x)
-    if not x.size:
-        raise ValueError(f"{name} of a Tensor without elements (shape {x.shape}) is undefined")
     if dim is None:
         y = getattr(x, name)()
 

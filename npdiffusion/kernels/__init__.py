@@ -15,8 +15,6 @@ from contextvars import ContextVar
 
 import numpy as np
 
-__all__ = ["kernels", "use_kernels"]
-
 ON_CPU = ("plain", "numpy")  # the rooms that serve NumPy's arrays
 _called = []  # rooms that calls of use_kernels asked for: the last one serves all threads
 _entered = ContextVar("entered", default=())  # those of the ``with`` that this thread is inside: they come first

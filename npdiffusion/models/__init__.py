@@ -5,6 +5,3 @@ from .noise_level import NoiseLevelNet, laplace_nll
 from .pretrained import load_model, pretrained, save_model
 from .unet import UNet, timestep_embedding
 from .vae import VAE, bernoulli_nll, gaussian_kl, vae_loss
-
-__all__ = ["Classifier", "NoiseLevelNet", "UNet", "VAE", "bernoulli_nll", "gaussian_kl", "laplace_nll", "load_model",
-           "pretrained", "save_model", "timestep_embedding", "vae_loss"]

@@ -5,7 +5,3 @@ from .layers import (
     MaxPool2d, ReLU, Sigmoid, SiLU, Softplus, Tanh, Upsample,
 )
 from .module import Module, ModuleList, Parameter, Sequential
-
-__all__ = ["AvgPool2d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "Flatten", "GELU", "GroupNorm", "Identity",
-           "LayerNorm", "Linear", "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential", "SiLU",
-           "Sigmoid", "Softplus", "Tanh", "Upsample"]

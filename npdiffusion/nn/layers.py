@@ -30,15 +30,18 @@ class Linear(Module):
 
 
 class _Conv(Module):
-    """What both convolutions have: sizes, and a weight (first, second/groups, kh, kw) with its bias."""
+    """What both convolutions have: sizes, and a weight with its bias."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, channels):
-        self.in_channels, self.out_channels = ints((in_channels, out_channels))
-        for count in self.in_channels, self.out_channels:
+    transposed = False
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+        self.in_channels, self.out_channels = channels = ints((in_channels, out_channels))
+        for count in channels:
             self.groups = groups = check_groups(type(self).__name__, "groups", groups, count)
         self.kernel_size, self.stride = pair(kernel_size, "kernel_size"), stride
         self.padding, self.dilation = padding, dilation
-        shape = channels[0], channels[1] // groups, *self.kernel_size
+        first, second = channels if self.transposed else channels[::-1]
+        shape = first, second // groups, *self.kernel_size
         self.weight = _uniform(shape, math.prod(shape[1:]))
         channels_last = np.ascontiguousarray(self.weight.data.transpose(0, 2, 3, 1))
         self.weight.data = channels_last.transpose(0, 3, 1, 2)  # in memory as images are: no kernel can see to that
@@ -48,10 +51,6 @@ class _Conv(Module):
 class Conv2d(_Conv):
     """See ``functional.conv2d``; weight (out_channels, in_channels/groups, kh, kw), bias (out_channels,)."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-                         (out_channels, in_channels))
-
     def forward(self, input):
         return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
@@ -59,10 +58,11 @@ class Conv2d(_Conv):
 class ConvTranspose2d(_Conv):
     """See ``functional.conv_transpose2d``; weight (in_channels, out_channels/groups, kh, kw)."""
 
+    transposed = True
+
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, output_padding=0, groups=1,
                  bias=True, dilation=1):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-                         (in_channels, out_channels))
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.output_padding = output_padding
 
     def forward(self, input):

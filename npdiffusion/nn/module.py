@@ -84,9 +84,7 @@ class Module:
             module.training = mode
         return self
 
-    def eval(self):
-        """Evaluation mode; returns self."""
-        return self.train(False)
+    eval = lambda self: self.train(False)
 
     def requires_grad_(self, requires_grad=True):
         """Freeze (False) or train (True) all parameters; returns self."""
@@ -102,13 +100,7 @@ class Module:
             parameter.grad = None
         return self
 
-    def cpu(self):
-        """Parameters moved to the CPU; returns self."""
-        return self.to("cpu")
-
-    def cuda(self):
-        """Parameters moved to the GPU; returns self."""
-        return self.to("cuda")
+    cpu, cuda = lambda self: self.to("cpu"), lambda self: self.to("cuda")
 
     @property
     def device(self):

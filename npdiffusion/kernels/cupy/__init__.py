@@ -4,6 +4,7 @@ Each family is a .cu file, which says how its threads are laid out, and a Python
 it. Images lie channels-last in memory; so do a convolution's weights and their gradients.
 Sums are added in a fixed order, without atomics: the same bits every time. Nothing here waits for the device, and what
 changes from step to step (counts, learning rates) is read on the device: all launches can be captured in a CUDA graph.
+Equations, shapes and gradients: see ``kernels.plain``.
 """
 
 from ..plain import __all__  # the same names

@@ -15,12 +15,10 @@ PIECE = 1 << 20  # scores of a picture that are made at a time
 
 
 def softmax(x, axis):
-    """See ``plain.softmax``."""
     return _softmax("softmax", axis, (x,), -math.inf)
 
 
 def softmax_backward(g, y, axis):
-    """See ``plain.softmax_backward``."""
     return _softmax("softmax_backward", axis, (g, y))
 
 
@@ -48,7 +46,6 @@ def attention(query, key, value, mask, dropout, scale):
 
 
 def attention_backward(g, query, key, value, y, weights, mask, dropout, scale, need_scores=False):
-    """See ``plain.attention_backward``."""
     pieces, whole = _pieces(query, key)
     dquery, dkey, dvalue, dscores = [], None, None, []
     for rows in pieces:

@@ -21,7 +21,6 @@ PIXELS = 2**31 - 2**10  # that an int can count, and a tile beyond
 
 
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """See ``plain.conv2d``."""
     x, weight = channels_last(x), channels_last(weight)
     y = cupy().empty((len(x), *size, len(weight)), x.dtype)
     conv = _conv(x.shape, y.shape, weight.shape, stride, padding, dilation, groups)
@@ -30,7 +29,6 @@ def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
 
 
 def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
-    """See ``plain.conv2d_backward``."""
     need_input, need_weight, need_bias = needs
     settings, dweight, dbias = (stride, padding, dilation, groups), None, None
     dx = conv_transpose2d(g, weight, None, x.shape[2:], *settings) if need_input else None
@@ -42,7 +40,6 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
 
 
 def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """See ``plain.conv_transpose2d``."""
     x, weight = channels_last(x), channels_last(weight)
     channels, (sh, sw) = weight.shape[3], stride
     y = cupy().empty((len(x), *size, channels * groups), x.dtype)
@@ -52,7 +49,6 @@ def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
 
 
 def conv_transpose2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True, True, True)):
-    """See ``plain.conv_transpose2d_backward``."""
     need_input, need_weight, need_bias = needs
     g, settings = to_nchw(channels_last(g)), (stride, padding, dilation, groups)
     dx = conv2d(g, weight, None, x.shape[2:], *settings) if need_input else None

@@ -49,12 +49,10 @@ def erf(x):
 
 
 def silu(x):
-    """y = x·σ(x)."""
     return _each("silu", (x,))
 
 
 def silu_backward(g, x):
-    """dx = g·σ(x)·(1 + x·(1 − σ(x)))."""
     return _each("silu_backward", (g, x))
 
 
@@ -73,7 +71,6 @@ def squared_error_backward(g, x, y, scale):
 
 
 def timestep_embedding(t, dim, max_period, dtype):
-    """cos(t·ω_i), then sin(t·ω_i), with ω_i = max_period^(−i/(dim/2)): t (N,) integers -> (N, dim)."""
     y = cupy().empty((len(t), dim), dtype)
     t = (t if any(t.strides) else t[:1]).astype(np.int64, copy=False)  # one for all, where it was broadcast
     args = contiguous(t), np.int32(len(t) > 1), y, y.size, np.int32(dim // 2), math.log(max_period)

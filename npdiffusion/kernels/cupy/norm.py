@@ -12,7 +12,6 @@ NORM = np.dtype([*((name, "i4") for name in ("pixels", "channels", "width", "sil
 
 
 def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
-    """See ``plain.group_norm``."""
     x, conditions = channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, h, w, c = x.shape
     y, mean, rstd = (cupy().empty(shape, x.dtype) for shape in (x.shape, (n, c), (n, c)))
@@ -22,7 +21,6 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
 
 
 def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scale_shift=None):
-    """See ``plain.group_norm_backward``."""
     g, x, conditions = channels_last(g), channels_last(x), map(contiguous, (weight, bias, scale_shift))
     n, h, w, c = x.shape
     dx = cupy().empty(x.shape, x.dtype)

@@ -18,13 +18,11 @@ CHUNK = 1024  # elements of a block
 
 
 def sgd(params, grads, velocities, lr, momentum, weight_decay):
-    """See ``plain.sgd``."""
     with walkable(params, velocities, read=[grads]) as rows:
         launch_rows("sgd", rows, lr, float(momentum), float(weight_decay))
 
 
 def adam(params, grads, ms, vs, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """See ``plain.adam``."""
     launch_rows("count", [(k,) for k in steps])
     with walkable(params, ms, vs, read=[grads]) as rows:
         rows = [(*row, k) for row, k in zip(rows, steps)]
@@ -32,7 +30,6 @@ def adam(params, grads, ms, vs, steps, lr, beta1, beta2, eps, weight_decay, deco
 
 
 def ema(averages, params, updates, decay):
-    """See ``plain.ema``."""
     cupy().add(updates, 1, out=updates)
     with walkable(averages, read=[params]) as rows:
         launch_rows("ema", rows, updates, float(decay))

@@ -22,21 +22,17 @@ def _launch(name, arrays, size, x_size, y_size, kernel_size, stride, padding, di
 
 
 def max_pool2d(x, size, kernel, stride, padding, dilation):
-    """See ``plain.max_pool2d``."""
     return _launch("max_pool2d", (x,), size, x.shape[2:], size, kernel, stride, padding, dilation)
 
 
 def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
-    """See ``plain.max_pool2d_backward``."""
     size, out_size = x.shape[2:], y.shape[2:]
     return _launch("max_pool2d_backward", (g, x, y), size, size, out_size, kernel, stride, padding, dilation)
 
 
 def avg_pool2d(x, size, kernel, stride, padding, counts):
-    """See ``plain.avg_pool2d``."""
     return _launch("avg_pool2d", (x, counts), size, x.shape[2:], size, kernel, stride, padding, (1, 1))
 
 
 def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
-    """See ``plain.avg_pool2d_backward``."""
     return _launch("avg_pool2d_backward", (g, counts), size, size, g.shape[2:], kernel, stride, padding, (1, 1))

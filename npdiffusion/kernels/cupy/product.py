@@ -30,12 +30,10 @@ def matmul(a, b):
 
 
 def linear(x, weight, bias):
-    """y = x Wᵀ + b: x (n, in), weight W (out, in), bias b (out,) or None -> (n, out)."""
     return product(x, weight.T, contiguous(bias))
 
 
 def linear_backward(g, x, weight, need_input=True):
-    """dx = g W (None if not needed), dweight = gᵀ x and dbias = Σ g of ``linear``; g (n, out)."""
     dx = product(g, weight) if need_input else None
     if 0 in x.shape or _is_for_cublas(g.T, x):
         return dx, product(g.T, x), g.sum(0)

@@ -57,7 +57,6 @@ def _softmax(x, axis, lowest, out):
 
 
 def softmax_backward(g, y, axis):
-    """See ``plain.softmax_backward``."""
     def backward(axis, dx, g, y):
         np.multiply(g, y, out=dx)
         np.subtract(g, _sum(dx, axis), out=dx)

@@ -8,9 +8,6 @@ at a time in a buffer that stays in cache. Convolution is bilinear, so two loops
     scatter    windows of y += x @ weight             transposed conv; gradient of a conv
 
 and where the stride is 1, scattering is gathering with flipped taps, which is faster.
-
-Arrays show NCHW shapes over channels-last memory. stride, dilation and padding (top, left) are pairs; what lies behind
-follows from the result's size.
 """
 
 import numpy as np
@@ -27,7 +24,6 @@ _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, sm
 
 @multiplies
 def conv2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """See ``plain.conv2d``."""
     return _gather(x, weight, bias, None, size, stride, padding, dilation, groups, even=True)[0]
 
 
@@ -56,7 +52,6 @@ def conv2d_backward(g, x, weight, stride, padding, dilation, groups, needs=(True
 
 @multiplies
 def conv_transpose2d(x, weight, bias, size, stride, padding, dilation, groups):
-    """See ``plain.conv_transpose2d``."""
     if tuple(stride) == (1, 1):
         padding = _flipped_padding(weight, padding, dilation)
         return _gather(x, _flip(weight, groups), bias, None, size, stride, padding, dilation, groups, even=True)[0]
@@ -141,11 +136,8 @@ def _columns(x, chunk, kernel, w, stride, padding, dilation, groups):
     size = (rows - 1) * sh + (kh - 1) * dh + 1, (w - 1) * sw + (kw - 1) * dw + 1
     rectangle = padded(x[n0:n1], (r0 * sh - padding[0], -padding[1]), size)
     image, row, pixel, item = rectangle.strides
-    windows = as_strided(
-        rectangle,
-        (groups, n, rows, w, kh, kw, c),
-        (c * item, image, sh * row, sw * pixel, dh * row, dw * pixel, item),
-    )
+    windows = as_strided(rectangle, (groups, n, rows, w, kh, kw, c),
+                         (c * item, image, sh * row, sw * pixel, dh * row, dw * pixel, item))
     pixels, taps = n * rows * w, kh * kw * c
     if kw * c >= 8:
         columns = scratch("columns", (groups, pixels, taps), x.dtype)

@@ -7,6 +7,7 @@ Python's lock.
 import numpy as np
 
 from ...threads import multiplies, parallel, scratch, threads_for
+from ..plain.norm import conditioned
 from .elementwise import MOVED
 from .layout import pixel_rows, sums_over_pixels, to_nchw, unbuffered
 from .windows import chunks
@@ -49,15 +50,6 @@ def _group_means(sums, groups, pixels):
     return means.repeat(c // groups, axis=-1)
 
 
-def _conditioned(weight, bias, scale_shift):
-    """Weight and bias of each sample, (n, C), or (C,) if all have the same; and 1 + scale."""
-    if scale_shift is None:
-        return weight, bias, 1
-    c = len(weight)
-    scale = 1 + scale_shift[:, :c]
-    return weight * scale, bias * scale + scale_shift[:, c:], scale
-
-
 @multiplies
 def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     """See ``plain.group_norm``. The scale and shift are again one weight and one bias, weight·(1 + scale) and
@@ -66,7 +58,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     xs = pixel_rows(x)
     out = np.empty((n, h, w, c), x.dtype)
     ys = out.reshape(xs.shape)
-    weight, bias, _ = _conditioned(weight, bias, scale_shift)
+    weight, bias, _ = conditioned(weight, bias, scale_shift)
 
     def moments(rows):
         square = np.multiply(rows, rows, out=scratch("norm", rows.shape, rows.dtype))
@@ -107,7 +99,7 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     xs, gs = pixel_rows(x), pixel_rows(g)
     out = np.empty((n, h, w, c), x.dtype)
     dxs = out.reshape(xs.shape)
-    factor, summand, scale = _conditioned(weight, bias, scale_shift)
+    factor, summand, scale = conditioned(weight, bias, scale_shift)
     slope = factor * rstd
     part = 0.5 if silu else 1.0  # of y that half is, and of d that is first computed
     half_slope, half_level = _repeat(part * slope, xs), _repeat(part * (summand - mean * slope), xs)

@@ -3,23 +3,14 @@
 import numpy as np
 
 from ...threads import parallel, threads_for
-from ..plain.windows import padding_behind, taps
+from ..plain import pool
+from ..plain.windows import padded, taps
 from .elementwise import MOVED
 from .layout import channels_last, to_nchw
 
 
-def _padded(x, size, kernel, stride, padding, dilation, value=0):
-    """``plain.windows.padded``, over channels-last memory."""
-    image, (h, w), (top, left) = channels_last(x), x.shape[2:], padding
-    behind = padding_behind(x.shape[2:], size, kernel, stride, padding, dilation)
-    if any(padding) or any(behind):
-        image = np.pad(image, ((0, 0), *zip(padding, behind), (0, 0)), constant_values=value)
-    return to_nchw(image), (..., slice(top, top + h), slice(left, left + w))
-
-
 def max_pool2d(x, size, kernel, stride, padding, dilation):
-    """See ``plain.max_pool2d``."""
-    x, _ = _padded(x, size, kernel, stride, padding, dilation, -np.inf)
+    x, _ = padded(to_nchw(channels_last(x)), size, kernel, stride, padding, dilation, -np.inf)
     out = to_nchw(np.empty((len(x), *size, x.shape[1]), x.dtype))
 
     def run(start, stop):
@@ -33,9 +24,8 @@ def max_pool2d(x, size, kernel, stride, padding, dilation):
 
 
 def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
-    """See ``plain.max_pool2d_backward``."""
     size, g = y.shape[2:], to_nchw(channels_last(g))
-    x, inside = _padded(x, size, kernel, stride, padding, dilation, -np.inf)
+    x, inside = padded(to_nchw(channels_last(x)), size, kernel, stride, padding, dilation, -np.inf)
     overlap = any(s < d * (k - 1) + 1 for s, d, k in zip(stride, dilation, kernel))
     tiled = not overlap and all(n == k * o for n, k, o in zip(x.shape[2:], kernel, size))
     out, bits = np.empty_like(x) if tiled else np.zeros_like(x), f"i{g.itemsize}"
@@ -57,16 +47,8 @@ def max_pool2d_backward(g, x, y, kernel, stride, padding, dilation):
 
 
 def avg_pool2d(x, size, kernel, stride, padding, counts):
-    """See ``plain.avg_pool2d``."""
-    x, _ = _padded(x, size, kernel, stride, padding, (1, 1))
-    return sum(x[at] for _, _, at in taps(size, kernel, stride, (1, 1))) / counts
+    return pool.avg_pool2d(to_nchw(channels_last(x)), size, kernel, stride, padding, counts)
 
 
 def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
-    """See ``plain.avg_pool2d_backward``."""
-    dx = to_nchw(np.zeros((len(g), *size, g.shape[1]), g.dtype))
-    dimage, inside = _padded(dx, g.shape[2:], kernel, stride, padding, (1, 1))
-    share = to_nchw(channels_last(g)) / counts
-    for _, _, at in taps(g.shape[2:], kernel, stride, (1, 1)):
-        dimage[at] += share
-    return dimage[inside]
+    return pool.avg_pool2d_backward(to_nchw(channels_last(g)), size, kernel, stride, padding, counts)

@@ -34,11 +34,9 @@ def product(a, b, bias=None):
 
 @multiplies
 def linear(x, weight, bias):
-    """x weightᵀ + bias: x (n, in), weight (out, in), bias (out,) or None."""
     return product(x, weight.T, bias)
 
 
 @multiplies
 def linear_backward(g, x, weight, need_input=True):
-    """dx, dweight and dbias of <g, x weightᵀ + bias>; dx is None if not needed."""
     return product(g, weight) if need_input else None, product(g.T, x), g.sum(0)

@@ -18,7 +18,7 @@ def group_norm(x, groups, weight, bias, eps, silu=False, scale_shift=None):
     mean = group_mean(x, groups)  # [n, c, 1, 1]
     rstd = 1 / np.sqrt(group_mean((x - mean) ** 2, groups) + eps)
     w, b, _ = conditioned(weight, bias, scale_shift)
-    z = (x - mean) * rstd * w + b
+    z = (x - mean) * rstd * w[..., None, None] + b[..., None, None]
     return elementwise.silu(z) if silu else z, mean[..., 0, 0], rstd[..., 0, 0]
 
 
@@ -41,6 +41,7 @@ def group_norm_backward(g, x, mean, rstd, groups, weight, bias, silu=False, scal
     """
     mean, rstd = mean[..., None, None], rstd[..., None, None]  # [n, c] -> [n, c, 1, 1]
     w, b, factor = conditioned(weight, bias, scale_shift)
+    w, b = w[..., None, None], b[..., None, None]
     xhat = (x - mean) * rstd
     d = elementwise.silu_backward(g, xhat * w + b) if silu else g
     h = d * w
@@ -57,7 +58,6 @@ def group_mean(x, groups):
 
 
 def conditioned(weight, bias, scale_shift):
-    """w and b, [c, 1, 1] or with a scale_shift [n, c, 1, 1]; and 1 + scale."""
+    """w and b, [c] or with a scale_shift [n, c]; and 1 + scale."""
     scale, shift = (0, 0) if scale_shift is None else np.split(scale_shift, 2, 1)  # [n, 2c] -> [n, c] twice
-    w, b = weight * (1 + scale), bias * (1 + scale) + shift
-    return w[..., None, None], b[..., None, None], 1 + scale
+    return weight * (1 + scale), bias * (1 + scale) + shift, 1 + scale

@@ -42,8 +42,8 @@ def avg_pool2d_backward(g, size, kernel, stride, padding, counts):
 
         <g, δy> = Σ_p g_p/counts_p Σ_k δx̄_{p·stride + k} = Σ_k Σ_p (g_p/counts_p) δx̄_{p·stride + k}
     """
-    dx, windows = np.zeros((*g.shape[:2], *size), g.dtype), g.shape[2:]
+    dx, share, windows = np.zeros_like(g, shape=(*g.shape[:2], *size)), g / counts, g.shape[2:]
     dimage, inside = padded(dx, windows, kernel, stride, padding, (1, 1))
     for _, _, at in taps(windows, kernel, stride, (1, 1)):
-        dimage[at] += g / counts
+        dimage[at] += share
     return dimage[inside]

@@ -9,17 +9,18 @@ import numpy as np
 def padded(x, size, kernel, stride, padding, dilation, value=0):
     """x̄: x with ``value`` around it, (top, left) = padding in front, and behind what the last of the windows needs.
 
-    size is the number (P, Q) of windows. Also returns the index of x in it: x̄[inside] is x.
+    size is the number (P, Q) of windows. Also returns the index of x in it: x̄[inside] is x. The memory order is x's;
+    where nothing is to be added, x̄ is x itself.
     """
-    behind = padding_behind(x.shape[2:], size, kernel, stride, padding, dilation)
-    image = np.pad(x, [(0, 0), (0, 0), *zip(padding, behind)], constant_values=value)
-    return image, (..., *(slice(p, p + n) for p, n in zip(padding, x.shape[2:])))
-
-
-def padding_behind(sides, size, kernel, stride, padding, dilation):
-    """(bottom, right): what the last window needs behind an image with these sides (H, W) and the padding in front."""
-    return [max(0, (o - 1) * s + d * (k - 1) + 1 - p - n)
-            for o, k, s, p, d, n in zip(size, kernel, stride, padding, dilation, sides)]
+    sides, inside = [], [...]
+    for o, k, s, p, d, n in zip(size, kernel, stride, padding, dilation, x.shape[2:]):
+        sides.append(max(p + n, (o - 1) * s + d * (k - 1) + 1))
+        inside.append(slice(p, p + n))
+    if x.shape[2:] == tuple(sides):
+        return x, tuple(inside)
+    image = np.full_like(x, value, shape=(*x.shape[:2], *sides))
+    image[tuple(inside)] = x
+    return image, tuple(inside)
 
 
 def taps(size, kernel, stride, dilation):
