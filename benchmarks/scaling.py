@@ -19,13 +19,14 @@ else is in their way, and nothing is overlapped.
 import argparse
 import json
 import math
+import sys
 from functools import partial
 from pathlib import Path
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 from matplotlib.figure import Figure
-from scaling_workers import CORES, contenders
+from scaling_workers import CORES, assert_agreement, contenders
 from train_step import LAYOUTS, interleaved, torch
 
 from npdiffusion.figures import save_figure
@@ -35,26 +36,6 @@ NETWORKS = {"10 Gbit/s": (20e-6, 8 / 10e9), "100 Gbit/s": (2e-6, 8 / 100e9)}  # 
 MESSAGES = {"ring": lambda ranks: 2 * (ranks - 1), "tree": lambda ranks: 2 * math.log2(ranks)}
 
 
-def assert_agreement(runs, tolerance=1e-4):
-    """Losses of three steps, gradients of the first, and outputs; runs: {name: (Workers, arguments)}."""
-    results = {}
-    for name, (workers, which) in runs.items():
-        outputs = workers.ask("forward", *which, result=True)
-        losses = [np.mean(workers.ask("step", *which))]
-        gradients = workers.ask("gradients", *which)
-        losses += [np.mean(workers.ask("step", *which)) for _ in range(2)]
-        results[name] = np.array(losses), outputs, gradients
-    losses, (y, *_), (grads, *_) = next(iter(results.values()))
-    scale = max(float(abs(g).max()) for g in grads.values())
-    for name, (others_losses, outputs, others_grads) in results.items():
-        pairs = [("loss", losses, others_losses, 0.0), *(("output", y, other, 0.0) for other in outputs)]
-        # where the gradient is zero by nature (the bias of attention's keys) only rounding is left: hence scale
-        pairs += [(f"gradient of {p}", grads[p], other[p], 1e-2 * scale) for other in others_grads for p in grads]
-        for what, a, b, floor in pairs:
-            error = float(abs(a - b).max()) / max(float(abs(a).max()), floor)
-            assert error < tolerance, f"{name}: {what} differs from one process's by {error:.1e}"
-
-
 def measure(workers, batch, rounds):
     """The medians, in milliseconds, as ``--json`` writes them, without the model."""
     ranks = [n for kind, n in workers if kind == "ours"]
@@ -62,6 +43,7 @@ def measure(workers, batch, rounds):
     runs = {(kind, n, *which): (each, (batch, *which)) for (kind, n), each in workers.items()
             for which in ([()] if kind == "ours" else [(layout,) for layout in LAYOUTS])}
     assert_agreement(runs)
+    print("all agree; measuring", file=sys.stderr)
     functions = {(name, *key): partial(each.ask, name, *which)
                  for key, (each, which) in runs.items() for name in ("step", "forward")}
     for n in ranks[1:]:
@@ -101,8 +83,8 @@ def all_reduce_entry(ours, n, batch, rounds, step_ms):
     """The Allreduce of the gradients: alone, not waiting for the slowest rank."""
     times = ours.ask("all_reduce", batch, 10 + 10 * rounds)
     ms, flat_ms, one_ms, size = (max(t[name] for t in times) for name in ("ms", "flat_ms", "one_ms", "bytes"))
-    return {"ms": ms, "share": ms / step_ms, "packing_ms": max(0.0, ms - flat_ms), "latency_us": 1e3 * one_ms,
-            "bandwidth_GB_per_s": 2 * (n - 1) / n * size / flat_ms / 1e6}
+    return {"bytes": size, "ms": ms, "share": ms / step_ms, "packing_ms": max(0.0, ms - flat_ms),
+            "latency_us": 1e3 * one_ms, "bandwidth_GB_per_s": 2 * (n - 1) / n * size / flat_ms / 1e6}
 
 
 def fastest(layouts, part):
@@ -184,26 +166,28 @@ def print_tables(results):
 def paragraph(results):
     """What the model says, in words."""
     m, batch = results["model"], results["batch"]
-    most = max(m["strong"]["no communication"])
-    text = (f"Computed: a step takes a rank of {results['threads_of_a_rank']} threads {m['overhead_ms']:.1f} ms and "
-            f"{m['ms_per_picture']:.2f} ms a picture (a line through the measured ones, off by at most "
-            f"{m['error_of_fit']:.0%}), and its gradients are {m['bytes'] / 1e6:.1f} MB. ")
+    most, last, plain = max(m["strong"]["no communication"]), RANKS[-1], m["strong"]["no communication"]
+    text = (f"Computed: a step takes a rank {m['overhead_ms']:.1f} ms, however few its pictures, and "
+            f"{m['ms_per_picture']:.2f} ms a picture (a line through the measured steps, off by at most "
+            f"{m['error_of_fit']:.0%}); gradients are {m['bytes'] / 1e6:.1f} MB. {batch} pictures divided among {most} "
+            f"ranks would be done {plain[1] / plain[most]:.0f} times as fast if sending cost nothing. ")
     for network in NETWORKS:
-        tree, ring = (f"{network}, {how}" for how in ("tree", "ring"))
-        strong, weak = m["strong"][tree], m["weak"][tree]
+        tree, ring = f"{network}, tree", f"{network}, ring"
+        strong, weak, sums = m["strong"][tree], m["weak"][tree], m["communication_ms"]
         half = max(p for p in strong if strong[1] / strong[p] >= p / 2)
-        text += (f"Over {network} a tree sums them in {m['communication_ms'][tree][most]:.1f} ms among {most:,} ranks "
-                 f"and in {m['communication_ms'][tree][RANKS[-1]]:.1f} ms among {RANKS[-1]:,}, a ring in "
-                 f"{m['communication_ms'][ring][RANKS[-1]]:.1f} ms: as long as computing with "
-                 f"{m['break_even_pictures'][tree]:.1f} and {m['break_even_pictures'][ring]:.1f} pictures a rank. One "
-                 f"batch of {batch} is worth dividing, with half of the cores' time used, up to {half} ranks: "
-                 f"{strong[half]:.1f} ms a step, {strong[1] / strong[half]:.0f} times as fast; {most} ranks are "
-                 f"{strong[1] / strong[most]:.0f} times as fast. With {batch} pictures each, {RANKS[-1]:,} ranks keep "
-                 f"{weak[1] / weak[RANKS[-1]]:.0%} of their speed. ")
+        text += (f"Over {network} they are {strong[1] / strong[most]:.0f} times as fast, and up to {half} ranks are used "
+                 f"by half or better ({strong[1] / strong[half]:.1f} times as fast). {last:,} ranks with {batch} "
+                 f"pictures each keep {weak[1] / weak[last]:.0%} of their speed: their gradients are summed in "
+                 f"{sums[tree][last]:.1f} ms by a tree, in {sums[ring][last]:.1f} ms by a ring, as long as computing "
+                 f"with {pictures(m, tree)} or {pictures(m, ring)} a rank. ")
     drawing = m["weak_drawing"]
-    return text + (f"But each rank draws the noise of the whole batch, {1e3 * m['draw_ms_per_picture']:.1f} µs a "
-                   f"picture: with it 64 ranks keep {drawing[1] / drawing[64]:.0%}, {RANKS[-1]:,} ranks "
-                   f"{drawing[1] / drawing[RANKS[-1]]:.0%} over {network}.")
+    return text + (f"But each rank draws the noise of all, {1e3 * m['draw_ms_per_picture']:.1f} µs a picture: then 64 "
+                   f"ranks keep {drawing[1] / drawing[64]:.0%} and {last:,} ranks {drawing[1] / drawing[last]:.0%}.")
+
+
+def pictures(m, name):
+    n = m["break_even_pictures"][name]
+    return f"{n:.1f} pictures" if n >= 1 else "less than one picture"
 
 
 def plot(results):
@@ -222,20 +206,23 @@ def plot(results):
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.set(xlabel=f"ranks of {threads} thread{'s' * (threads > 1)}", ylabel="training step / ms")
-    strong, weak = panels
-    drawing = {p: ms for p, ms in m["weak_drawing"].items() if ms < 2 * m["weak_drawing"][1]}
-    weak.plot([*drawing], [*drawing.values()], "k:", lw=1.2, label="computed: the same, each rank drawing all noise")
-    alone = {1: results["local_ms"][str(batch)]}
-    points = alone | {int(n): t["step_ms"] for n, t in results["ranks"].items() if n != "1"}
-    strong.plot([*points], [*points.values()], "ko", ms=6, label="measured: npdiffusion")
-    points = alone | {int(n): t["step_ms"] for n, t in results["weak"].items()}
-    weak.plot([*points], [*points.values()], "ko", ms=6)
+    (strong, weak), alone = panels, {1: results["local_ms"][str(batch)]}
+
+    def measured(axes, points, marker, label, **style):
+        axes.plot([*map(int, points)], [*points.values()], marker, ms=7, ls="", label=f"measured: {label}", **style)
+
+    steps = {n: t["step_ms"] for n, t in results["ranks"].items()}
+    cores = results["cores"] // threads
+    measured(strong, {cores: steps.pop("1")}, "o", "npdiffusion, 1 process, all threads", color="k", mfc="none")
+    measured(strong, alone | steps, "o", "npdiffusion, ranks", color="k")
+    measured(weak, alone | {n: t["step_ms"] for n, t in results["weak"].items()}, "o", "npdiffusion, ranks", color="k")
     if results["torch"]:
-        strong.plot([results["cores"] // threads], [fastest(results["torch"], "step")], "D", color="tab:orange", ms=6,
-                    label="measured: PyTorch eager, all threads")
-    if results["ddp"]:
-        strong.plot([*map(int, results["ddp"])], [fastest(t, "step") for t in results["ddp"].values()], "s",
-                    mfc="none", color="tab:purple", ms=8, label="measured: PyTorch DDP over gloo")
+        measured(strong, {cores: fastest(results["torch"], "step")}, "D", "PyTorch eager, 1 process, all threads",
+                 color="tab:orange", mfc="none")
+    measured(strong, {n: fastest(layouts, "step") for n, layouts in results["ddp"].items()}, "s", "PyTorch DDP, gloo",
+             color="tab:purple", mfc="none")
+    drawing = {p: ms for p, ms in m["weak_drawing"].items() if ms < 2 * m["weak_drawing"][1]}
+    weak.plot([*drawing], [*drawing.values()], "k:", lw=1.2, label="computed: 100 Gbit/s, tree; each draws all noise")
     strong.set_yscale("log")
     strong.set_title(f"strong scaling: {batch} pictures in all")
     weak.set_title(f"weak scaling: {batch} pictures a rank")

@@ -149,7 +149,7 @@ def work(kind, address, rank, ranks):
             while True:
                 name, args, options = connection.recv()
                 connection.send(getattr(does, name)(*args, **options))
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):
         return  # the driver has ended
 
 
@@ -232,6 +232,26 @@ def contenders(ranks):
         finally:
             for each in workers.values():
                 each.end()
+
+
+def assert_agreement(runs, tolerance=1e-4):
+    """Losses of three steps, gradients of the first, and outputs; runs: {name: (Workers, arguments)}."""
+    results = {}
+    for name, (workers, which) in runs.items():
+        outputs = workers.ask("forward", *which, result=True)
+        losses = [np.mean(workers.ask("step", *which))]
+        gradients = workers.ask("gradients", *which)
+        losses += [np.mean(workers.ask("step", *which)) for _ in range(2)]
+        results[name] = np.array(losses), outputs, gradients
+    losses, (y, *_), (grads, *_) = next(iter(results.values()))
+    scale = max(float(abs(g).max()) for g in grads.values())
+    for name, (others_losses, outputs, others_grads) in results.items():
+        pairs = [("loss", losses, others_losses, 0.0), *(("output", y, other, 0.0) for other in outputs)]
+        # where the gradient is zero by nature (the bias of attention's keys) only rounding is left: hence scale
+        pairs += [(f"gradient of {p}", grads[p], other[p], 1e-2 * scale) for other in others_grads for p in grads]
+        for what, a, b, floor in pairs:
+            error = float(abs(a - b).max()) / max(float(abs(a).max()), floor)
+            assert error < tolerance, f"{name}: {what} differs from one process's by {error:.1e}"
 
 
 if __name__ == "__main__":
