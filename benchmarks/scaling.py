@@ -12,20 +12,21 @@ interleaved, figures are medians; how contenders wait for their turn: ``scaling_
 Strong scaling divides one batch among the ranks, weak scaling gives each rank a batch. What more ranks would do is
 computed: from the step on a rank's own pictures (measured while all ranks work, each for itself), from the packing and
 the adding of gradients, measured, too, and from what an Allreduce costs on a network of latency α and 1/β bytes a
-second (Thakur, Rabenseifner & Gropp 2005, section 4). α and β of the networks are assumed, see ``NETWORKS``; nothing
-else is in their way, and nothing is overlapped.
+second (Thakur, Rabenseifner & Gropp 2005, section 4), assumed (``NETWORKS``) and with nothing overlapped.
 """
 
 import argparse
 import json
 import math
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from scaling_workers import CORES, assert_agreement, contenders
 from train_step import LAYOUTS, interleaved, torch
 
@@ -36,7 +37,7 @@ NETWORKS = {"10 Gbit/s": (20e-6, 8 / 10e9), "100 Gbit/s": (2e-6, 8 / 100e9)}  # 
 MESSAGES = {"ring": lambda ranks: 2 * (ranks - 1), "tree": lambda ranks: 2 * math.log2(ranks)}
 
 
-def measure(workers, batch, rounds):
+def measure(workers, batch, rounds, minutes):
     """The medians, in milliseconds, as ``--json`` writes them, without the model."""
     ranks = [n for kind, n in workers if kind == "ours"]
     top = max(n for n in ranks if n <= len(CORES))
@@ -52,12 +53,15 @@ def measure(workers, batch, rounds):
     sizes = sorted({batch, max(1, batch // 2), max(1, batch // 8), 1})
     for size in sizes:
         functions["local", size] = partial(workers["ours", top].ask, "step", size, alone=True)
-    ms = {key: 1e3 * seconds for key, seconds in interleaved(functions, rounds).items()}
+    taken, end = [], time.monotonic() + 60 * minutes
+    while not taken or len(taken) < rounds and time.monotonic() < end:
+        taken.append(interleaved(functions, 1))
+    ms = {key: 1e3 * float(np.median([times[key] for times in taken])) for key in functions}
 
     def entry(*key):
         return {"step_ms": ms["step", *key], "forward_ms": ms["forward", *key]}
 
-    results = {"batch": batch, "threads": npdiffusion.get_num_threads(), "cores": len(CORES), "rounds": rounds,
+    results = {"batch": batch, "threads": npdiffusion.get_num_threads(), "cores": len(CORES), "rounds": len(taken),
                "torch_version": torch.__version__ if torch else None,
                "ranks": {str(n): entry("ours", n) for n in ranks}, "torch": {}, "ddp": {}, "weak": {}, "allreduce": {}}
     for n in ranks if torch else ():
@@ -117,9 +121,9 @@ def model(results):
         lines["shared memory, tree"] = partial(all_reduce_ms, "tree", size=size, alpha=alpha, gamma=0.0,
                                                beta=1 / (1e9 * reduce["bandwidth_GB_per_s"]))
     lines["no communication"] = lambda ranks: 0.0
-    answer = {"overhead_ms": overhead, "ms_per_picture": slope, "bytes": size, "packing_ms": packing,
-              "draw_ms_per_picture": draw,
-              "error_of_fit": max(abs(overhead + slope * int(n) - ms) / ms for n, ms in results["local_ms"].items()),
+    error = max(abs(overhead + slope * int(n) - ms) / ms for n, ms in results["local_ms"].items())
+    answer = {"overhead_ms": overhead, "ms_per_picture": slope, "error_of_fit": error, "bytes": size,
+              "packing_ms": packing, "draw_ms_per_picture": draw,
               "strong": {}, "weak": {}, "communication_ms": {}, "break_even_pictures": {}}
     for name, communication in lines.items():
         extra = {p: communication(p) + packing if p > 1 and name != "no communication" else 0.0 for p in RANKS}
@@ -141,8 +145,8 @@ def print_tables(results):
     rows |= {f"PyTorch eager, {threads} threads, {layout}": t for layout, t in results["torch"].items()}
     rows |= {f"PyTorch DDP, {n} processes, {layout}": t for n, layouts in results["ddp"].items()
              for layout, t in layouts.items()}
-    print(f"\n| measured, batch {results['batch']} | step / ms | to eager | forward / ms | to eager |")
-    print("|---|--:|--:|--:|--:|")
+    what = f"measured, batch {results['batch']}, {results['rounds']} rounds"
+    print(f"\n| {what} | step / ms | to eager | forward / ms | to eager |\n|---|--:|--:|--:|--:|")
     for name, t in rows.items():
         print(f"| {name}", *(f"{t[f'{part}_ms']:.1f} | " + (
             f"{t[f'{part}_ms'] / fastest(results['torch'], part):.2f}" if results["torch"] else "")
@@ -174,20 +178,16 @@ def paragraph(results):
     for network in NETWORKS:
         tree, ring = f"{network}, tree", f"{network}, ring"
         strong, weak, sums = m["strong"][tree], m["weak"][tree], m["communication_ms"]
+        even = [f"{n:.1f}" if (n := m["break_even_pictures"][name]) >= 1 else "<1" for name in (tree, ring)]
         half = max(p for p in strong if strong[1] / strong[p] >= p / 2)
-        text += (f"Over {network} they are {strong[1] / strong[most]:.0f} times as fast, and up to {half} ranks are used "
-                 f"by half or better ({strong[1] / strong[half]:.1f} times as fast). {last:,} ranks with {batch} "
+        text += (f"Over {network} they are {strong[1] / strong[most]:.0f} times as fast, and up to {half} ranks are "
+                 f"used by half or better ({strong[1] / strong[half]:.1f} times as fast). {last:,} ranks with {batch} "
                  f"pictures each keep {weak[1] / weak[last]:.0%} of their speed: their gradients are summed in "
-                 f"{sums[tree][last]:.1f} ms by a tree, in {sums[ring][last]:.1f} ms by a ring, as long as computing "
-                 f"with {pictures(m, tree)} or {pictures(m, ring)} a rank. ")
+                 f"{sums[tree][last]:.1f} ms by a tree, in {sums[ring][last]:.1f} ms by a ring, as long as a step's "
+                 f"computing takes with {even[0]} or {even[1]} pictures a rank. ")
     drawing = m["weak_drawing"]
     return text + (f"But each rank draws the noise of all, {1e3 * m['draw_ms_per_picture']:.1f} µs a picture: then 64 "
                    f"ranks keep {drawing[1] / drawing[64]:.0%} and {last:,} ranks {drawing[1] / drawing[last]:.0%}.")
-
-
-def pictures(m, name):
-    n = m["break_even_pictures"][name]
-    return f"{n:.1f} pictures" if n >= 1 else "less than one picture"
 
 
 def plot(results):
@@ -203,16 +203,16 @@ def plot(results):
             axes.plot([*line], [*line.values()], lw=1.2, **styles[name], label=f"computed: {name}")
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks := [p for p in RANKS if p <= batch or kind == "weak"], [f"{p:,}" for p in ticks])
-        axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.set(xlabel=f"ranks of {threads} thread{'s' * (threads > 1)}", ylabel="training step / ms")
+        axes.set(xlabel=f"ranks of {threads} thread{'s' * (threads > 1)}", ylabel="training step / ms",
+                 title=f"{kind} scaling: {batch} pictures {'in all' if kind == 'strong' else 'a rank'}")
     (strong, weak), alone = panels, {1: results["local_ms"][str(batch)]}
 
     def measured(axes, points, marker, label, **style):
         axes.plot([*map(int, points)], [*points.values()], marker, ms=7, ls="", label=f"measured: {label}", **style)
 
     steps = {n: t["step_ms"] for n, t in results["ranks"].items()}
-    cores = results["cores"] // threads
+    cores = max(1, results["threads"] // threads)
     measured(strong, {cores: steps.pop("1")}, "o", "npdiffusion, 1 process, all threads", color="k", mfc="none")
     measured(strong, alone | steps, "o", "npdiffusion, ranks", color="k")
     measured(weak, alone | {n: t["step_ms"] for n, t in results["weak"].items()}, "o", "npdiffusion, ranks", color="k")
@@ -224,8 +224,9 @@ def plot(results):
     drawing = {p: ms for p, ms in m["weak_drawing"].items() if ms < 2 * m["weak_drawing"][1]}
     weak.plot([*drawing], [*drawing.values()], "k:", lw=1.2, label="computed: 100 Gbit/s, tree; each draws all noise")
     strong.set_yscale("log")
-    strong.set_title(f"strong scaling: {batch} pictures in all")
-    weak.set_title(f"weak scaling: {batch} pictures a rank")
+    strong.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    strong.yaxis.set_major_formatter("{x:,.0f}")
+    strong.minorticks_off(), weak.minorticks_off()
     weak.set_ylim(0, 2 * m["weak"]["no communication"][1])
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8)
@@ -237,6 +238,7 @@ def main(argv=None):
     parser.add_argument("--ranks", type=int, nargs="+", default=[p for p in RANKS if p <= len(CORES)])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--minutes", type=float, default=10, help="after which no round is begun")
     parser.add_argument("--json", type=Path, help="write the results to this file, the figure beside it")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="directory of the figure")
     args = parser.parse_args(argv)
@@ -244,7 +246,7 @@ def main(argv=None):
     if min(ranks) < 1 or any(args.batch % n for n in ranks):
         parser.error("--batch must be a multiple of each number of --ranks")
     with contenders(ranks) as workers:
-        results = measure(workers, args.batch, args.rounds)
+        results = measure(workers, args.batch, args.rounds, args.minutes)
     results["model"] = model(results)
     print_tables(results)
     for folder in {args.out, *([args.json.parent] if args.json else [])}:
