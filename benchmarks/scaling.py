@@ -131,7 +131,7 @@ def model(results):
         answer["strong"][name] = {p: overhead + slope * batch / p + extra[p] for p in RANKS if p <= batch}
         answer["weak"][name] = {p: overhead + slope * batch + extra[p] for p in RANKS}
         # pictures a rank for which 1,024 ranks compute as long as they communicate
-        answer["break_even_pictures"][name] = max(0.0, (extra[RANKS[-1]] - overhead) / slope) if slope > 0 else math.nan
+        answer["break_even_pictures"][name] = max(0.0, (extra[RANKS[-1]] - overhead) / slope) if slope > 0 else 0.0
     answer["weak_drawing"] = {p: answer["weak"]["100 Gbit/s, tree"][p] + draw * batch * (p - 1) for p in RANKS}
     return answer
 
