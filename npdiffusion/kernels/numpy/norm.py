@@ -6,21 +6,23 @@ Python's lock.
 
 import numpy as np
 
-from ...threads import multiplies, parallel, scratch, threads_for
+from ...threads import get_num_threads, multiplies, parallel, scratch, threads_for
 from ..plain.norm import conditioned
 from .elementwise import MOVED
 from .layout import pixel_rows, sums_over_pixels, to_nchw, unbuffered
 from .windows import chunks
 
 PIECE = 1 << 21  # bytes worked on at a time, so that they and the scratch buffers stay in cache
+ALONE = 1 << 18  # the same for a process of one thread, which need not wait for Python's lock: in the core's own cache
 
 
 def _in_pieces(function, rows):
     """[(samples, function(samples, rows))] for slices of rows (N, R, r·C), in parallel."""
     n, length, width = rows.shape
     threads = threads_for(2 * MOVED * rows.size)  # as many walks over memory, and tanh
+    size = ALONE if get_num_threads() == 1 else PIECE
     pieces = [(slice(n0, n1), slice(r0, r1))
-              for n0, n1, r0, r1 in chunks(n, length, width * rows.itemsize, PIECE, threads)]
+              for n0, n1, r0, r1 in chunks(n, length, width * rows.itemsize, size, threads)]
 
     def run(start, stop):
         with unbuffered():
