@@ -7,7 +7,7 @@ Made of the 20 real sections, mirrored at the joints. The network of segment_mit
 then, pixels taken together two by two as in denoise_micrographs.py, noise is added and removed again. Memory is what
 the process has for itself (RssAnon: without the pages of mapped files, which the system takes back when it likes), at
 its highest, beyond what it has with packages and networks loaded. Time stands beside that of a section of 1024×1024 in
-memory, which is done in between, so that both meet the machine in the same moods; it is the time of one rank.
+memory, which is done in between, so that both meet the machine in the same moods: medians.
 """
 
 import argparse
@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import denoise_micrographs as denoising  # noqa: E402
 import segment_mitochondria as segmentation  # noqa: E402
 
-SIDE, PAUSES = 1024, 12  # of a real section; in which one of these is predicted in memory
+SIDE = 1024  # of a real section
+PAUSES = 12  # in which one of these is predicted in memory
 
 
 class Rows:
@@ -73,13 +74,15 @@ def make_section(path, size):
 def measure(predict, image, out, side, options):
     """Predict ``image`` (1, H, W) into ``out`` (H, W); results as a dict. ``side``: that of a real section in it."""
     stride, pauses, memory, done = options["tile"] - options["overlap"], [], [], threading.Event()
-    bar = tqdm(total=(-(-len(out) // stride)) ** 2 // distributed.get_world_size(), unit=" tiles", smoothing=0)
+    rows = -(-len(out) // stride)  # of as many tiles
+    every = -(-rows // PAUSES) * rows
+    bar = tqdm(total=rows ** 2 // distributed.get_world_size(), unit=" tiles", smoothing=0)
 
     def watched(tiles):
-        if bar.n >= len(pauses) * bar.total / PAUSES:
+        if bar.n % every == 0:
             begin = time.perf_counter()
             predict_tiled(predict, small, **options)
-            pauses.append(time.perf_counter() - begin)
+            pauses.append((begin, time.perf_counter()))
         bar.update(len(tiles))
         return predict(tiles)
 
@@ -89,19 +92,21 @@ def measure(predict, image, out, side, options):
 
     small = image[:, 0:side, :][..., :side]
     predict_tiled(predict, small, **options)  # the first time is slower
-    threading.Thread(target=watch).start()
+    threading.Thread(target=watch, daemon=True).start()
     start = time.perf_counter()
     with bar:
         predict_tiled(watched, image, out, **options)
-    seconds = time.perf_counter() - start - sum(pauses)
+    seconds = time.perf_counter() - start - sum(end - begin for begin, end in pauses)
     done.set()
+    between = np.median([begin - end for (_, end), (begin, _) in zip(pauses, pauses[1:])])
+    ns = 1e9 * between / every * rows ** 2 / out.size
+    ns_in_memory = 1e9 * np.median([end - begin for begin, end in pauses]) / side ** 2
 
     far = 2 * stride  # further than the edge of a picture shows
     top = len(out) // 2 // stride * stride - far  # so that tiles of the piece lie as those of the whole
     piece, inner = slice(top, top + side + 2 * far), slice(far, far + side)
     with distributed.alone():
         expected = predict_tiled(predict, image[:, piece, :][..., piece], **options)[0, inner, inner]
-    ns, ns_in_memory = 1e9 * seconds * distributed.get_world_size() / out.size, 1e9 * np.mean(pauses) / side ** 2
     return {"seconds": seconds, "peak_mib": max(memory), "ns_per_pixel": ns, "ns_per_pixel_in_memory": ns_in_memory,
             "ratio": ns / ns_in_memory, "difference": float(abs(out[piece, piece][inner, inner] - expected).max())}
 
