@@ -32,6 +32,7 @@ TESTS = {  # how a path begins -> the test files asked first; the first that fit
     "data/": "data micrographs", "checkpoint": "checkpoint", "files": "checkpoint data", "optim": "optim training",
     "training": "training examples", "tensor": "tensor gradients graphs", "graph": "tensor gradients graphs",
     "threads": "conv_kernels plain_kernels package tensor", "_process": "package", "device": "devices tensor",
+    "distributed": "distributed", "_ranks": "distributed",
     "random": "devices sampling", "metrics": "metrics quality", "tiling": "tiling", "journal": "tiling",
     "gradcheck": "gradcheck",
     "cuda_graph": "graphs", "figures": "quality examples"}
