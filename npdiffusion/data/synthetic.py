@@ -18,6 +18,7 @@ FONTS = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSans-Bold", "DejaVuSerif-Ita
 SIZE = 32   # of the digits' pictures in pixels
 DIGIT = 20  # height (or width) of a digit in them, as in MNIST
 FINE = 4    # samples of a glyph for each pixel: so many that the nearest will do
+CELL = 75   # pixels between the middles of cells in a micrograph, about
 
 
 class SyntheticDigits(Dataset):
@@ -75,8 +76,8 @@ def _glyphs():
 class SyntheticMicrographs(Micrographs):
     """``n`` drawn pictures that look somewhat like neural tissue under the electron microscope; ``seed`` fixes all.
 
-    Membranes are where one smooth random field changes its sign, mitochondria, with a dark rim and stripes (cristae),
-    where another one is large, away from membranes; grain lies over all.
+    Cells are the regions of a Voronoi diagram (Worley 1996) over smoothly warped coordinates, membranes its borders;
+    in some cells lies a mitochondrion, an ellipse with a dark rim and stripes (cristae); grain lies over all.
 
     Raises ValueError for n < 1 or sides below 32 pixels.
     """
@@ -96,11 +97,27 @@ def _draw_micrograph(height, width, rng):
         box = (1, 1, 1 + width / wavelength, 1 + height / wavelength)
         return np.asarray(Image.fromarray(knots).resize((width, height), Image.Resampling.BICUBIC, box=box))
 
-    wall = np.minimum(abs(smooth(60, 1)), abs(smooth(60, 1))) / 0.18  # 1 at the edge of a membrane, 0 in its middle
-    body, tone = smooth(40, 1) - 0.85, smooth(100, 12) + smooth(8, 14)
-    mask = (body > 0) & (wall > 1.7)
-    rim = np.exp(-np.minimum(body / 0.2, wall - 1.7) ** 2 / 0.16)
-    mitochondrion = 110 + 18 * np.sin(smooth(60, 16) + tone / 6) - 50 * rim + 0.4 * tone
-    cytoplasm = 172 - 125 * np.exp(-wall ** 2) + tone
+    # A grid of squares with a seed in each, three of them beyond each edge. Lengths are in squares at first.
+    y, x = (np.mgrid[:height, :width].astype(np.float32) + [smooth(60, 17), smooth(60, 17)]) / CELL + 3
+    rows, columns = height // CELL + 7, width // CELL + 7
+    seeds = np.mgrid[:rows, :columns].reshape(2, -1) + rng.uniform(0.1, 0.9, (2, rows * columns)).astype(np.float32)
+    around = np.add.outer(columns * np.arange(-1, 2), np.arange(-1, 2)).reshape(9, 1, 1)
+    near = y.astype(int) * columns + x.astype(int) + around  # (9, height, width): numbers of the seeds around a pixel
+    distance = CELL * np.hypot(y - seeds[0][near], x - seeds[1][near])
+    first, second = np.partition(distance, 1, axis=0)[:2]
+    border = second - first  # about twice the distance to the membrane
+    cell = np.take_along_axis(near, distance.argmin(0)[None], 0)[0]
+
+    def of_cell(low, high):
+        return rng.uniform(low, high, rows * columns).astype(np.float32)[cell]
+
+    dy, dx, angle = CELL * (y - seeds[0][cell]), CELL * (x - seeds[1][cell]), of_cell(0, np.pi)
+    along, across = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
+    radius = np.hypot(along / of_cell(24, 48), across / of_cell(15, 25))
+    mask = (radius < 1) & (border > 10) & (of_cell(0, 1) < 0.25)
+    tone = smooth(100, 12) + smooth(8, 12)
+    cristae = np.sin(along * 2 * np.pi / of_cell(8, 13) + across / 16 + tone / 6) * (radius < 0.8)
+    mitochondrion = 104 + 18 * cristae - 50 * np.exp(-((radius - 0.95) / 0.07) ** 2) + 0.4 * tone
+    cytoplasm = 172 - 125 * np.exp(-(border / np.maximum(8 + smooth(80, 5), 4)) ** 2) + tone
     image = np.where(mask, mitochondrion, cytoplasm) + smooth(2, 9)
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8), mask
