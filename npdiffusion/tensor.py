@@ -105,11 +105,20 @@ class Tensor:
 
     __hash__ = object.__hash__  # == compares element by element; a set or dict key is the object itself
 
-    __bool__ = lambda self: bool(self.item())
-    __float__ = lambda self: float(self.item())
-    __int__ = lambda self: int(self.item())
-    __index__ = lambda self: index(self.item())
-    __round__ = lambda self, ndigits=None: round(self.item(), ndigits)
+    def __bool__(self):
+        return bool(self.item())
+
+    def __float__(self):
+        return float(self.item())
+
+    def __int__(self):
+        return int(self.item())
+
+    def __index__(self):
+        return index(self.item())
+
+    def __round__(self, ndigits=None):
+        return round(self.item(), ndigits)
 
     def __format__(self, spec):
         number = self.data.size == 1 and (spec or not self.ndim)

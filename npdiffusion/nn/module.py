@@ -84,7 +84,9 @@ class Module:
             module.training = mode
         return self
 
-    eval = lambda self: self.train(False)
+    def eval(self):
+        """Evaluation mode; returns self."""
+        return self.train(False)
 
     def requires_grad_(self, requires_grad=True):
         """Freeze (False) or train (True) all parameters; returns self."""
@@ -100,7 +102,13 @@ class Module:
             parameter.grad = None
         return self
 
-    cpu, cuda = lambda self: self.to("cpu"), lambda self: self.to("cuda")
+    def cpu(self):
+        """Parameters moved to the CPU; returns self."""
+        return self.to("cpu")
+
+    def cuda(self):
+        """Parameters moved to the GPU; returns self."""
+        return self.to("cuda")
 
     @property
     def device(self):
