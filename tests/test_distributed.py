@@ -104,12 +104,16 @@ def test_an_error_ends_all_ranks(tmp_path, program, message):
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
-def test_ranks_started_differently_are_told(tmp_path):
-    command = [sys.executable, HERE / "rank_programs.py", "cores", tmp_path]
-    done = subprocess.run([MPIEXEC, "-n", "1", *command, ":", "-n", "1", *command, "--lr"], capture_output=True,
-                          text=True, timeout=60, env={**os.environ, **OPEN_MPI})
-    assert done.returncode and done.stderr.count("the ranks have been started differently: options of rank 1") == 1
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("what", ["options", "code"])
+def test_ranks_started_differently_are_told(tmp_path, what):
+    other = tmp_path / "rank_programs.py"
+    other.write_text((HERE / "rank_programs.py").read_text() + "# changed\n" * (what == "code"))
+    commands = [[sys.executable, program, "cores", tmp_path] for program in (HERE / "rank_programs.py", other)]
+    commands[1] += ["--lr"] * (what == "options")
+    done = subprocess.run([MPIEXEC, "-n", "1", *commands[0], ":", "-n", "1", *commands[1]], capture_output=True,
+                          text=True, timeout=60, env={**os.environ, **OPEN_MPI, "PYTHONPATH": str(HERE.parent)})
+    assert done.returncode and done.stderr.count(f"the ranks have been started differently: {what} of rank 1") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["rank_programs.py"]
 
 
 def test_ranks_share_the_cores(tmp_path):
