@@ -14,8 +14,8 @@ import pytest
 
 HERE = Path(__file__).parent
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-OPEN_MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMPI_ALLOW_RUN_AS_ROOT": "1",  # if it is Open MPI
+               "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
 
 try:
     import mpi4py.MPI  # noqa: F401
@@ -23,11 +23,11 @@ except (ImportError, RuntimeError) as error:
     pytest.skip(f"mpi4py and an MPI are needed: pip install 'npdiffusion[mpi]' [{error}]", allow_module_level=True)
 
 
-def ranks(n, *args, fails=False, environment=None):
+def ranks(n, *args, fails=False):
     """(stdout, stderr) of ``rank_programs.py`` under mpiexec, which must end within a minute."""
     command = [sys.executable, HERE / "rank_programs.py", *args]
     done = subprocess.run([MPIEXEC, "-n", str(n), *command] if n > 1 else command, capture_output=True, text=True,
-                          timeout=60, env={**os.environ, **OPEN_MPI, **(environment or {})})
+                          timeout=60, env=ENVIRONMENT)
     assert (done.returncode != 0) == fails, done.stderr
     return done.stdout, done.stderr
 
@@ -111,7 +111,7 @@ def test_ranks_started_differently_are_told(tmp_path, what):
     commands = [[sys.executable, program, "cores", tmp_path] for program in (HERE / "rank_programs.py", other)]
     commands[1] += ["--lr"] * (what == "options")
     done = subprocess.run([MPIEXEC, "-n", "1", *commands[0], ":", "-n", "1", *commands[1]], capture_output=True,
-                          text=True, timeout=60, env={**os.environ, **OPEN_MPI, "PYTHONPATH": str(HERE.parent)})
+                          text=True, timeout=60, env=ENVIRONMENT)
     assert done.returncode and done.stderr.count(f"the ranks have been started differently: {what} of rank 1") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rank_programs.py"]
 
@@ -156,7 +156,7 @@ def test_examples(example, tmp_path):
         command = [sys.executable, HERE.parent / "examples" / f"{example}.py", "--preset", "smoke", "--data",
                    "synthetic", "--out", tmp_path / str(n)]
         subprocess.run([MPIEXEC, "-n", str(n), *command], check=True, capture_output=True, timeout=300,
-                       env={**os.environ, **OPEN_MPI, "NPDIFFUSION_DATA": str(tmp_path)})
+                       env={**ENVIRONMENT, "NPDIFFUSION_DATA": str(tmp_path)})
         found.append(numbers(json.loads((tmp_path / str(n) / "metrics.json").read_text())))
     one, two = found
     assert len(one) >= 1 and one.keys() == two.keys()
