@@ -153,24 +153,17 @@ def too_many():
     train(batch_size=1)
 
 
-def draws_otherwise():
-    train(each_step=lambda run: setattr(run, "device_rng", Otherwise(run.rng)))
-
-
-class Otherwise:
-    """Draws five numbers for however many pictures."""
-
-    def __init__(self, rng):
-        self.rng = rng
-
-    def standard_normal(self, shape, dtype):
-        return self.rng.standard_normal((99, *shape[1:]), dtype)
+def refuses():
+    """What rank 0 alone can see is an error of all."""
+    try:
+        distributed.broadcast(lambda: (OUT / "nothing").read_text() if RANK == 0 else "there")
+    except FileNotFoundError as error:
+        distributed.barrier()
+        (OUT / f"{RANK}.txt").write_text(str(error))
 
 
 def cores():
-    write_line = f"{RANK} {sorted(os.sched_getaffinity(0))} {npdiffusion.get_num_threads()}\n"
-    with open(OUT / f"{RANK}.txt", "w") as file:
-        file.write(write_line)
+    (OUT / f"{RANK}.txt").write_text(f"{RANK} {sorted(os.sched_getaffinity(0))} {npdiffusion.get_num_threads()}\n")
     layer = nn.Linear(3, 3)
     print("only once", F.relu(layer(Tensor(np.ones((2, 3), np.float32)))).shape)
 

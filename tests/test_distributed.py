@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from npdiffusion import distributed
 
 HERE = Path(__file__).parent
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -102,6 +105,29 @@ def test_an_error_ends_all_ranks(tmp_path, program, message):
         rank, _, message = message.partition(": ")
         assert re.findall("(rank .): Traceback", said) == [rank] and f"\n{message}" in said
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+def test_an_error_of_rank_0_is_that_of_all(tmp_path):
+    ranks(2, "refuses", tmp_path)
+    assert len({path.read_text() for path in tmp_path.iterdir()}) == 1 == len(list(tmp_path.iterdir())) - 1
+
+
+def test_each_rank_draws_its_share(monkeypatch):
+    monkeypatch.setattr(distributed, "world", SimpleNamespace(size=3, rank=1))
+    draws = [lambda rng, n: rng.random((n, 2)), lambda rng, n: rng.standard_normal(n, np.float32),
+             lambda rng, n: rng.integers(0, 9, n), lambda rng, n: rng.random(size=(n, 1, 3), dtype=np.float32)]
+    mine, whole = distributed.Generator(np.random.default_rng(0)), np.random.default_rng(0)
+    for draw in draws:
+        with distributed.batch_of(10):
+            part = draw(mine, 3)
+        np.testing.assert_array_equal(part, draw(whole, 10)[1::3])
+    assert mine.random() == whole.random() and mine.uniform() == whole.uniform()
+    with distributed.batch_of(10):
+        for wrong in ((4, 2), 10, (), None):
+            with pytest.raises(ValueError, match=r"for each example: expected a shape \(3, ...\)"):
+                mine.standard_normal(wrong)
+        with pytest.raises(ValueError, match="not by permutation"):
+            mine.permutation(3)
 
 
 @pytest.mark.parametrize("what", ["options", "code"])
