@@ -30,11 +30,14 @@ class Journal:
     def __init__(self, path, array, work):
         self.path, self.array = path and Path(path), array
         header = json.dumps(work, default=int)
-        if path and distributed.get_rank() == 0 and not self.path.exists():
-            with atomic_write(path) as file:
-                file.write(header.encode())
-        distributed.barrier()
-        found, *blocks = self.path.read_text(errors="replace").split("\n") if path else [header]
+
+        def text():
+            if not self.path.exists():
+                with atomic_write(path) as file:
+                    file.write(header.encode())
+            return self.path.read_text(errors="replace")
+
+        found, *blocks = distributed.broadcast(text).split("\n") if path else [header]
         if found != header:
             raise ValueError(f"{path} is the journal of other work: expected {header}, got {found[:200]}; to go on "
                              "with that, give the same arguments as then; to begin anew, remove the file")
@@ -42,9 +45,7 @@ class Journal:
 
     def unfinished(self, blocks):
         """Those of the blocks (start, stop) that are still to be done; the same for all ranks."""
-        left = [block for block in blocks if not self._holds(*block)]
-        distributed.barrier()  # nobody changes the array before all have looked
-        return left
+        return distributed.broadcast(lambda: [block for block in blocks if not self._holds(*block)])
 
     def add(self, start, stop):
         """Note that rows start … stop - 1 are finished."""

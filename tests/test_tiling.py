@@ -333,6 +333,7 @@ def as_rank(monkeypatch):
     monkeypatch.setattr(distributed, "get_rank", lambda: state["rank"])
     monkeypatch.setattr(distributed, "get_world_size", lambda: state["size"])
     monkeypatch.setattr(distributed, "barrier", lambda: None)
+    monkeypatch.setattr(distributed, "broadcast", lambda function: function())
     monkeypatch.setattr(distributed, "alone", lambda: within(rank=0, size=1))
 
     def call(rank, size, function):
