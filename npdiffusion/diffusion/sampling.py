@@ -49,7 +49,7 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     if num_inference_steps is not None:
         walk.set_timesteps(num_inference_steps)
     levels = np.repeat(np.append(walk.timesteps, -1)[:, None], len(x), 1)
-    return reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress)[0]
+    return all_gather(reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress)[0], x)
 
 
 def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_steps=None, labels=None,
@@ -114,8 +114,9 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         there, back = to_device(order, x), to_device(np.argsort(order), x)
         levels = levels_down(levels[order], num_inference_steps or most)
         # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
-        x0 = reverse(model, kind.from_config(scheduler.config), x[there], levels,
-                     None if labels is None else labels[there], guidance_scale, generator, progress)[1][back]
+        _, x0 = reverse(model, kind.from_config(scheduler.config), x[there], levels,
+                        None if labels is None else labels[there], guidance_scale, generator, progress)
+        x0 = all_gather(x0, x)[back]
     return to_device(x0.clip(-1.0, 1.0), place)
 
 
@@ -134,8 +135,8 @@ def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, prog
     """The reverse process: Ho et al. 2020, algorithm 2, lines 2 to 5, with the step of either scheduler.
 
     x: (N, C, H, W). levels: (K + 1, N) integers on the CPU: pass k takes picture n from levels[k, n] down to
-    levels[k + 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step.
-    Each rank takes its share of the pictures.
+    levels[k + 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step,
+    on each rank of its share of the pictures.
     """
     mine = share()
     x, x0, labels = x[mine].copy(), x[mine].copy(), None if labels is None else labels[mine]
@@ -152,7 +153,7 @@ def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, prog
                 continue
             x[:n], x0[:n] = replayed(model, one_step, scheduler, guidance_scale, x[:n], t[k, :n], alpha_bars[k, :n],
                                      alpha_bars[k + 1, :n], label, z)
-    return all_gather(x, x), all_gather(x0, x)
+    return x, x0
 
 
 def one_step(model, scheduler, guidance_scale, x, t, alpha_bar, alpha_bar_prev, labels, noise):
