@@ -192,10 +192,12 @@ class Generator:
 
 def check_equal(what, arrays):
     """RuntimeError unless these arrays are the same on all ranks, bit for bit."""
+    if get_world_size() == 1:
+        return
     checksum = 0
     for a in arrays:
         checksum = zlib.crc32(np.ascontiguousarray(to_device(a, "cpu")), checksum)
-    checksums = world.allgather(checksum) if get_world_size() > 1 else [checksum]
+    checksums = world.allgather(checksum)
     for rank, other in enumerate(checksums):
         if other != checksums[0]:
             raise RuntimeError(f"{what} of rank {rank} are not those of rank 0 any more: do all read the same data, "

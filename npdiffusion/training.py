@@ -195,8 +195,7 @@ class Training:
 
     def compare_ranks(self):
         """RuntimeError if weights or averages of a rank are not the others'."""
-        if self.ranks > 1:
-            distributed.check_equal("weights", [a for name, a in self.arrays().items() if name[:3] in ("mod", "ema")])
+        distributed.check_equal("weights", [*self.model.state_dict().values(), *self.ema.weights.values()])
 
     def next_batch(self):
         """Indices of the next examples; those that an epoch leaves over and the first of the next make a batch, too."""
