@@ -53,15 +53,17 @@ def warped(images, rng):
     return (upper * (1 - fy) + lower * fy).astype(np.float32)[:, None]
 
 
-def predictions(model, images, batch_size=250):
+def in_batches(function, images, batch_size=250):
+    """``function`` of all images, a batch at a time."""
+    with no_grad():
+        return np.concatenate([over_ranks(function, images[i:i + batch_size])
+                               for i in range(0, len(images), batch_size)])
+
+
+def predictions(model, images):
     """The class that the model finds most likely for each picture."""
     device = getattr(model, "device", None)
-
-    def found(images):
-        return model(Tensor(images, device=device)).cpu().data.argmax(1)
-
-    with no_grad():
-        return np.concatenate([over_ranks(found, images[i:i + batch_size]) for i in range(0, len(images), batch_size)])
+    return in_batches(lambda x: model(Tensor(x, device=device)).cpu().data.argmax(1), images)
 
 
 def mistakes(images, labels, found, columns=10, rows=4):

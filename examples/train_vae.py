@@ -26,12 +26,12 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-from train_classifier import predictions
+from train_classifier import in_batches, predictions
 
-from npdiffusion import Tensor, no_grad
+from npdiffusion import Tensor
 from npdiffusion.data import load_digits
 from npdiffusion.diffusion import DDPMScheduler, denoise
-from npdiffusion.distributed import Generator, over_ranks
+from npdiffusion.distributed import Generator
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
 from npdiffusion.models import VAE, bernoulli_nll, gaussian_kl, pretrained, vae_loss
@@ -52,13 +52,6 @@ def arguments():
     parser.add_argument("--test", type=integer(8), help="number of test digits")
     parser.add_argument("--noisy", type=integer(8), help="number of test digits that are made noisy")
     return parse(parser, PRESETS)
-
-
-def in_batches(function, images, batch_size=250):
-    """``function`` of all images, a batch at a time."""
-    with no_grad():
-        return np.concatenate([over_ranks(function, images[i:i + batch_size])
-                               for i in range(0, len(images), batch_size)])
 
 
 def bound(model, images, samples=4, seed=0):
