@@ -431,7 +431,7 @@ def test_the_model_s_mode_returns_after_an_error():
     ({"t": 50}, ValueError, "timesteps: expected 0 to 49, got 50"),
     ({"t": -1}, ValueError, "timesteps: expected 0 to 49, got -1"),
     ({"t": [1, 2, 3]}, ValueError, "one for each sample"),
-    ({"method": "fast"}, ValueError, "expected 'one-shot', 'ddim' or 'ancestral', got 'fast'"),
+    ({"method": "fast"}, ValueError, "expected one of one-shot, dpm, ddim, ancestral; got 'fast'"),
     ({"num_inference_steps": 0}, ValueError, "num_inference_steps: expected at least 1"),
     ({"num_inference_steps": 3.0}, TypeError, "integer"),
     ({"labels": True}, ValueError, "integer.* got bool"),

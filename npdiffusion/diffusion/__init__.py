@@ -3,4 +3,4 @@
 from .baselines import PCAWiener, posterior_mean
 from .likelihood import VariationalBound, variational_bound
 from .sampling import denoise, generate
-from .schedulers import DDIMScheduler, DDPMScheduler, SchedulerOutput
+from .schedulers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerOutput

@@ -16,7 +16,10 @@ from ..distributed import all_gather, over_ranks, share
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
 from .checks import check_labels, check_sample, check_shape, check_timesteps
-from .schedulers import DDIMScheduler, DDPMScheduler, trailing_timesteps
+from .schedulers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+METHODS = {"one-shot": (None, 1), "dpm": (DPMSolverMultistepScheduler, 8), "ddim": (DDIMScheduler, 20),
+           "ancestral": (DDPMScheduler, None)}  # of ``denoise``, and how many steps each takes; None: as many as there are
 
 
 def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_inference_steps=None, *,
@@ -27,7 +30,7 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
         model: a Module, called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU
             the passes of ``npdiffusion.captured(model)``, with the scheduler's steps, are replayed as a CUDA graph;
             keep it for later calls.
-        scheduler: a DDPMScheduler or DDIMScheduler.
+        scheduler: a DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler.
         shape: (N, C, H, W).
         labels: one class for all, (N,) classes in 0 … model.num_classes - 1, or None: no condition.
         guidance_scale: s in  ε = ε(x, ∅) + s (ε(x, c) - ε(x, ∅)).  s = 0 ignores the labels, s = 1 is the
@@ -48,8 +51,8 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     walk = copy.copy(scheduler)  # the caller's keeps its timesteps
     if num_inference_steps is not None:
         walk.set_timesteps(num_inference_steps)
-    levels = np.repeat(np.append(walk.timesteps, -1)[:, None], len(x), 1)
-    return all_gather(reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress)[0], x)
+    ways = [(walk.timesteps, walk.alpha_bars)] * len(x)
+    return all_gather(reverse(model, scheduler, x, ways, labels, guidance_scale, generator, progress)[0], x)
 
 
 def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_steps=None, labels=None,
@@ -60,7 +63,7 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
 
     Args:
         model, labels, guidance_scale, generator, progress: as for ``generate``.
-        scheduler: a DDPMScheduler or DDIMScheduler; ``method`` decides how to step, so either will do.
+        scheduler: of any kind; ``method`` decides how to step.
         noisy: (N, C, H, W), float32 or float64, finite.
         t: noise level 0 … T - 1, or (N,) integers: ``noisy`` is x_t as ``add_noise`` makes it, √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
         method: "one-shot", the model's x_0 (Ho et al. 2020, eq. 15), has the lowest squared error: the posterior mean
@@ -83,8 +86,8 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         raise ValueError("noisy: expected finite values, got NaN or infinity; clean the images first")
     if num_inference_steps is not None and operator.index(num_inference_steps) < 1:
         raise ValueError(f"num_inference_steps: expected at least 1, got {num_inference_steps}")
-    if method not in ("one-shot", "ddim", "ancestral"):
-        raise ValueError(f"method: expected 'one-shot', 'ddim' or 'ancestral', got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {method!r}")
     guidance_scale = float(guidance_scale)
     labels = check_labels(labels, model, x, guidance_scale)
     if sum(known is not None for known in (t, sigma, noise_level)) != 1:
@@ -108,59 +111,60 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         with model.evaluating():
             x0 = over_ranks(estimate, x, t, labels)
     else:
-        kind, most = (DDIMScheduler, 20) if method == "ddim" else (DDPMScheduler, scheduler.num_train_timesteps)
+        kind, most = METHODS[method]
+        lu = not scheduler.config.get("use_karras_sigmas", False)
+        walk = kind.from_config(scheduler.config | {"timestep_spacing": "trailing", "use_lu_lambdas": lu})
         levels = np.broadcast_to(t if isinstance(t, int) else to_device(t, "cpu"), len(x))
         order = np.argsort(-levels, kind="stable")
         there, back = to_device(order, x), to_device(np.argsort(order), x)
-        levels = levels_down(levels[order], num_inference_steps or most)
+        ways = {t: walk.trajectory(t, num_inference_steps or most or t + 1) for t in set(levels.tolist())}
         # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
-        _, x0 = reverse(model, kind.from_config(scheduler.config), x[there], levels,
+        _, x0 = reverse(model, walk, x[there], [ways[t] for t in levels[order].tolist()],
                         None if labels is None else labels[there], guidance_scale, generator, progress)
         x0 = all_gather(x0, x)[back]
     return to_device(x0.clip(-1.0, 1.0), place)
 
 
-def levels_down(levels, most):
-    """The levels (K + 1, N) that pictures visit on their way down from ``levels``, in K steps, at most so many.
+def reverse(model, scheduler, x, trajectories, labels, guidance_scale, generator, progress):
+    """The reverse process: Ho et al. 2020, algorithm 2, lines 2 to 5, with the step of any scheduler.
 
-    levels: (N,), descending. All end together at x_0, level -1; those with fewer levels to visit wait at theirs at
-    first, so that different levels cost no more than the highest one.
+    x: (N, C, H, W). trajectories: of each picture ``scheduler.trajectory``, the longest first. All end together; those
+    with fewer steps wait at first, so that different levels cost no more than the highest one. Returns x_{t-1} and x_0
+    of the last step, on each rank of its share of the pictures.
     """
-    paths = {t: [*trailing_timesteps(t + 1, min(most, t + 1)).tolist(), -1] for t in set(levels.tolist())}
-    longest = len(paths[levels[0]])
-    return np.array([[t] * (longest - len(paths[t])) + paths[t] for t in levels.tolist()]).T
+    mine, steps = share(), np.array([len(timesteps) for timesteps, _ in trajectories])
 
+    def table(values):  # [step, picture]
+        return np.stack([np.pad(v, (steps[0] - n, 0), "edge") for v, n in zip(values, steps)], 1)
 
-def reverse(model, scheduler, x, levels, labels, guidance_scale, generator, progress):
-    """The reverse process: Ho et al. 2020, algorithm 2, lines 2 to 5, with the step of either scheduler.
+    def placed(values):  # of this rank's pictures, on x's device
+        return to_device(np.ascontiguousarray(values[:, mine]), x)
 
-    x: (N, C, H, W). levels: (K + 1, N) integers on the CPU: pass k takes picture n from levels[k, n] down to
-    levels[k + 1, n]; pictures for which that is the same wait, and come last. Returns x_{t-1} and x_0 of the last step,
-    on each rank of its share of the pictures.
-    """
-    mine = share()
+    levels, alpha_bars = map(table, zip(*trajectories))
+    t, alpha_bars = placed(levels), placed(alpha_bars[:, :, None, None, None])
+    if scheduler.multistep:
+        weights = placed(table([scheduler.extrapolation(a) for _, a in trajectories])[:, :, None, None, None])
     x, x0, labels = x[mine].copy(), x[mine].copy(), None if labels is None else labels[mine]
-    t, alpha_bars = (to_device(np.ascontiguousarray(a[:, mine]), x) for a in (levels, scheduler.alpha_bars_at(levels)))
     with model.evaluating():
-        for k in tqdm(range(len(levels) - 1), disable=not progress):
-            walking = np.flatnonzero(levels[k] != levels[k + 1])
-            n = len(walking[mine])
+        for k in tqdm(range(steps[0]), disable=not progress):
+            walking = steps >= steps[0] - k
+            n = int(walking[mine].sum())
             z = None  # none is added in the step from t = 0
             if scheduler.stochastic and levels[k].any():
-                z = standard_normal((len(walking), *x.shape[1:]), x.dtype, generator, device_of(x))[mine]
+                z = standard_normal((int(walking.sum()), *x.shape[1:]), x.dtype, generator, device_of(x))[mine]
             label = None if labels is None else labels[:n]
             if not n:
                 continue
+            before = (x0[:n], weights[k, :n]) if scheduler.multistep else ()
             x[:n], x0[:n] = replayed(model, one_step, scheduler, guidance_scale, x[:n], t[k, :n], alpha_bars[k, :n],
-                                     alpha_bars[k + 1, :n], label, z)
+                                     alpha_bars[k + 1, :n], label, z, *before)
     return x, x0
 
 
-def one_step(model, scheduler, guidance_scale, x, t, alpha_bar, alpha_bar_prev, labels, noise):
+def one_step(model, scheduler, guidance_scale, x, t, alpha_bar, alpha_bar_prev, labels, noise, *before):
     """x_t -> x_{t-1} and x_0, for pictures at levels t (N,): the network, then the scheduler's formula."""
-    shape = len(x), 1, 1, 1
     output = predict(model, x, t, labels, guidance_scale)
-    return scheduler.reverse_step(output, x, alpha_bar.reshape(shape), alpha_bar_prev.reshape(shape), noise)
+    return scheduler.reverse_step(output, x, alpha_bar, alpha_bar_prev, noise, *before)
 
 
 def predict(model, x, t, labels, guidance_scale):

@@ -3,7 +3,8 @@
 Symbols are the papers': x_0 a clean sample, ε ~ N(0, I), β_t the variance added at step t, α_t = 1 - β_t,
 ᾱ_t = α_0 ⋯ α_t, and x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε. Steps count from t = 0 (nearly clean) to T - 1 (noise);
 before t = 0 comes x_0 itself, with ᾱ = 1. Names and behaviour are those of diffusers, but for where a DDIM step
-arrives (``previous_timestep``).
+arrives (``previous_timestep``), and for DPM-Solver's clipping, which DDPM and DDIM have there (its "thresholding", with
+``sample_max_value=1``, is the same).
 
 Tables are float64; each coefficient is cast last, so float32 samples stay float32.
 """
@@ -21,7 +22,8 @@ from .checks import check_like, check_timesteps
 
 CHOICES = {"beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
            "prediction_type": ("epsilon", "sample", "v_prediction"),
-           "timestep_spacing": ("leading", "trailing", "linspace"), "variance_type": ("fixed_small", "fixed_large")}
+           "timestep_spacing": ("leading", "trailing", "linspace"), "variance_type": ("fixed_small", "fixed_large"),
+           "solver_type": ("midpoint",), "final_sigmas_type": ("zero", "sigma_min")}
 
 
 class SchedulerOutput(NamedTuple):
@@ -63,11 +65,12 @@ def rates(sample, alpha_bar):
 
 @dataclass(eq=False)
 class _Scheduler:
-    """Tables, forward process and conversions that DDPM and DDIM share.
+    """Tables, forward process and conversions that all schedulers share.
 
-    ``betas``, ``alphas``, ``alphas_cumprod`` (ᾱ) and ``sigmas`` hold T = num_train_timesteps float64 values;
-    ``timesteps`` are the levels that a sampling loop visits, descending, on the host. ``sigmas``, as in k-diffusion,
-    is the noise of a picture on its own scale: x_t/√ᾱ_t = x_0 + σ_t ε, with σ_t² = (1 - ᾱ_t)/ᾱ_t = 1/SNR.
+    ``betas``, ``alphas``, ``alphas_cumprod`` (ᾱ) and ``sigmas`` hold T = num_train_timesteps float64 values.
+    ``sigmas``, as in k-diffusion, is the noise of a picture on its own scale: x_t/√ᾱ_t = x_0 + σ_t ε, with
+    σ_t² = (1 - ᾱ_t)/ᾱ_t = 1/SNR. ``timesteps`` are the K levels that a sampling loop visits, descending, on the host;
+    ``alpha_bars`` (K + 1,) their ᾱ, and that of where the last step arrives.
     """
 
     num_train_timesteps: int = 1024
@@ -79,6 +82,9 @@ class _Scheduler:
     clip_sample_range: float = 1.0
     timestep_spacing: str = "leading"
     steps_offset: int = 0
+
+    final_alpha_cumprod = 1.0  # where the last step arrives: x_0
+    multistep = False  # whether a step needs the x_0 of the one before
 
     def __post_init__(self):
         for name, value in self.config.items():
@@ -99,10 +105,10 @@ class _Scheduler:
         self.alphas = 1 - self.betas
         self.alphas_cumprod = np.cumprod(self.alphas)
         self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
-        self.final_alpha_cumprod = 1.0
-        self.timesteps = np.arange(self.num_train_timesteps)[::-1].copy()
         self.num_inference_steps = None
         self._alphas_cumprod_on = {}  # device -> the table there, for levels t that lie there
+        self.timesteps = np.arange(self.num_train_timesteps)[::-1].copy()
+        self.alpha_bars = self._alpha_bars_of(self.timesteps)
 
     @property
     def config(self):
@@ -128,16 +134,29 @@ class _Scheduler:
             n = operator.index(n)
             if not 1 <= n <= n_train:
                 raise ValueError(f"num_inference_steps: expected 1 to {n_train}, got {n}")
-            if self.timestep_spacing == "leading":
-                timesteps = np.arange(n)[::-1] * (n_train // n) + self.steps_offset
-            elif self.timestep_spacing == "linspace":
-                timesteps = np.linspace(0, n_train - 1, n).round()[::-1].astype(np.int64)
-            else:
-                timesteps = trailing_timesteps(n_train, n)
-        timesteps = check_timesteps(np.array(timesteps), len(timesteps), n_train)
-        if len(timesteps) == 0 or (np.diff(timesteps) >= 0).any():
-            raise ValueError(f"timesteps: expected strictly descending levels, got {timesteps}")
-        self.timesteps, self.num_inference_steps = timesteps, n
+            self.timesteps, self.alpha_bars = self.trajectory(n_train - 1, n)
+        else:
+            timesteps = check_timesteps(np.array(timesteps), len(timesteps), n_train)
+            if len(timesteps) == 0 or (np.diff(timesteps) >= 0).any():
+                raise ValueError(f"timesteps: expected strictly descending levels, got {timesteps}")
+            self.timesteps, self.alpha_bars = timesteps, self._alpha_bars_of(timesteps)
+        self.num_inference_steps = n
+
+    def trajectory(self, start, n):
+        """``timesteps`` and ``alpha_bars`` of n steps down from level ``start``, or of as many as it has levels."""
+        levels = start + 1
+        n = min(n, levels)
+        if self.timestep_spacing == "leading":
+            timesteps = np.arange(n)[::-1] * (levels // n) + self.steps_offset
+        elif self.timestep_spacing == "linspace":
+            timesteps = np.linspace(0, start, n).round()[::-1].astype(np.int64)
+        else:
+            timesteps = trailing_timesteps(levels, n)
+        timesteps = check_timesteps(timesteps, n, self.num_train_timesteps)  # which an offset may leave
+        return timesteps, self._alpha_bars_of(timesteps)
+
+    def _alpha_bars_of(self, timesteps):
+        return np.append(self.alphas_cumprod[timesteps], self.final_alpha_cumprod)
 
     def previous_timestep(self, t):
         """The level that a step from t arrives at: the next of ``timesteps``, or -1 (x_0) after the last.
@@ -145,10 +164,14 @@ class _Scheduler:
         diffusers' DDIM steps to t - ⌊T/n⌋ instead, where the next step may not begin: of 1000 levels, linspace in 10
         steps, from 999 to 899, and on from 888. Both agree for leading spacing, and for trailing when n divides T.
         """
-        index = np.flatnonzero(self.timesteps == operator.index(t))
+        return int(np.append(self.timesteps, -1)[_Scheduler._step_index(self, operator.index(t)) + 1])
+
+    def _step_index(self, t):
+        """Where in ``timesteps`` the level t is."""
+        index = np.flatnonzero(self.timesteps == t)
         if len(index) == 0:
             raise ValueError(f"timestep {t} is not in scheduler.timesteps; choose them with set_timesteps")
-        return int(self.timesteps[index[0] + 1]) if index[0] + 1 < len(self.timesteps) else -1
+        return int(index[0])
 
     def sigma_to_t(self, sigma):
         """The level t whose σ_t is nearest to ``sigma``, by their ratio: the inverse of ``sigmas[t]``.
@@ -217,8 +240,8 @@ class _Scheduler:
         if getattr(timestep, "ndim", 0):
             raise TypeError(f"step: expected one integer timestep for the whole batch, got {timestep!r}")
         check_like(model_output, "model_output", sample)
-        alpha_bar = self._alpha_bar(timestep, sample)
-        alpha_bar_prev = float(self.alpha_bars_at(self.previous_timestep(timestep)))
+        k = self._step_index(check_timesteps(timestep, len(sample), self.num_train_timesteps))
+        alpha_bar, alpha_bar_prev = self.alpha_bars[k:k + 2].tolist()
         if not self.stochastic or timestep == 0:
             noise = None
         elif noise is None:
@@ -226,10 +249,6 @@ class _Scheduler:
         if noise is not None:
             check_like(noise, "noise", sample)
         return self.reverse_step(model_output, sample, alpha_bar, alpha_bar_prev, noise, **options)
-
-    def alpha_bars_at(self, levels):
-        """ᾱ of an array of levels on the CPU; a level below 0 is x_0, where a loop ends: ``final_alpha_cumprod``."""
-        return np.where(np.less(levels, 0), self.final_alpha_cumprod, self.alphas_cumprod[levels])
 
 
 @dataclass(eq=False)
@@ -283,8 +302,10 @@ class DDIMScheduler(_Scheduler):
         super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta: expected 0 (deterministic) to 1 (DDPM's noise), got {self.eta}")
-        if not self.set_alpha_to_one:
-            self.final_alpha_cumprod = float(self.alphas_cumprod[0])
+
+    @property
+    def final_alpha_cumprod(self):
+        return 1.0 if self.set_alpha_to_one else float(self.alphas_cumprod[0])
 
     stochastic = property(lambda self: self.eta > 0)
 
@@ -314,3 +335,111 @@ class DDIMScheduler(_Scheduler):
             epsilon = (sample - a * x0) / b
         prev = a_prev * x0 + direction * epsilon
         return SchedulerOutput(prev if noise is None else prev + sigma * noise, x0)
+
+
+@dataclass(eq=False)
+class DPMSolverMultistepScheduler(_Scheduler):
+    """DPM-Solver++(2M): a step of second order, from two estimates of x_0 (Lu et al. 2022, arXiv:2211.01095).
+
+    In λ = log(√ᾱ / √(1 - ᾱ)), half the log-SNR, the path down is exactly
+
+        x_s = √(1 - ᾱ_s) / √(1 - ᾱ_t) x_t + √(1 - ᾱ_s) ∫ e^λ x_0(λ) dλ  from λ_t to λ_s
+
+    with x_0(λ) the model's estimate along it (eq. 8). To hold it as it was at t is DDIM's step; this solver lets it go on
+    as it went since the step before, and so needs a third of the steps.
+
+    solver_order: 2, or 1, DDIM. lower_order_final: a loop of fewer than 15 steps ends with one of first order; so does
+    every one that ends at x_0 itself. final_sigmas_type: where that is, zero, or sigma_min, level 0. use_lu_lambdas:
+    levels evenly spaced in λ; use_karras_sigmas: in σ^(1/7) (Karras et al. 2022, eq. 5); both from the last level to the
+    first, between two of the T levels where that is nearer: the model is told the nearest t. Neither: timestep_spacing.
+    solver_type: midpoint (D of ``reverse_step``). The other arguments are DDPMScheduler's.
+    """
+
+    timestep_spacing: str = "linspace"
+    solver_order: int = 2
+    solver_type: str = "midpoint"
+    lower_order_final: bool = True
+    use_karras_sigmas: bool = False
+    use_lu_lambdas: bool = False
+    final_sigmas_type: str = "zero"
+
+    stochastic, multistep = False, True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.solver_order not in (1, 2):
+            raise ValueError(f"solver_order: expected 1 or 2, got {self.solver_order}")
+        if self.use_karras_sigmas and self.use_lu_lambdas:
+            raise ValueError("expected use_karras_sigmas or use_lu_lambdas, got both")
+        self._last = None  # step of the loop that ``step`` took last, and the x_0 of it
+
+    @property
+    def final_alpha_cumprod(self):
+        return 1.0 if self.final_sigmas_type == "zero" else float(self.alphas_cumprod[0])
+
+    def set_timesteps(self, num_inference_steps=None, timesteps=None):
+        """As ``DDPMScheduler.set_timesteps``, but that linspace and leading choose the first n of n + 1 levels."""
+        if timesteps is not None and (self.use_karras_sigmas or self.use_lu_lambdas):
+            raise ValueError("timesteps: a scheduler with use_karras_sigmas or use_lu_lambdas chooses its own")
+        super().set_timesteps(num_inference_steps, timesteps)
+        self._last = None
+
+    def trajectory(self, start, n):
+        n, ramp = min(n, start + 1), np.linspace(0, 1, min(n, start + 1))
+        high, low = self.sigmas[start], self.sigmas[0]
+        if self.use_karras_sigmas:
+            sigmas = (high**(1 / 7) + ramp * (low**(1 / 7) - high**(1 / 7)))**7
+        elif self.use_lu_lambdas:
+            sigmas = high * (low / high)**ramp
+        else:
+            timesteps, _ = super().trajectory(start, n if self.timestep_spacing == "trailing" else n + 1)
+            return timesteps[:n], self._alpha_bars_of(timesteps[:n])
+        t = np.interp(np.log(sigmas), np.log(self.sigmas), np.arange(self.num_train_timesteps))
+        t = np.floor(t) if self.beta_schedule == "squaredcos_cap_v2" else np.round(t)  # as diffusers does
+        return t.astype(np.int64), np.append(1 / (1 + sigmas**2), self.final_alpha_cumprod)
+
+    def extrapolation(self, alpha_bars):
+        """h / (2 h_before) for each step (K,) of a loop, h its length in λ; 0 for steps of first order."""
+        with np.errstate(divide="ignore"):  # x_0 is infinitely far
+            h = np.diff(np.log(alpha_bars / (1 - alpha_bars)) / 2)
+        weights = np.zeros(len(h))
+        if self.solver_order == 2:
+            weights[1:] = h[1:] / (2 * h[:-1])
+        if self.final_sigmas_type == "zero" or self.lower_order_final and len(h) < 15:
+            weights[-1] = 0
+        return weights
+
+    def step(self, model_output, timestep, sample, *, generator=None, noise=None):
+        """As ``DDPMScheduler.step``, without noise. It remembers the last x_0: take the steps in the order of
+        ``timesteps``, from any of them on; ``set_timesteps`` begins a new loop. ValueError for another order."""
+        k, (_, x0_before) = self._step_index(timestep), self._last or (None, None)
+        weight = 0.0
+        if x0_before is not None:
+            check_like(x0_before, "x_0 of the step before", sample)
+            weight = float(self.extrapolation(self.alpha_bars)[k])
+        result = super().step(model_output, timestep, sample, x0_before=x0_before, weight=weight)
+        self._last = (k, result.pred_original_sample) if k + 1 < len(self.timesteps) else None
+        return result
+
+    def _step_index(self, t):
+        if self._last is None:
+            return super()._step_index(t)
+        k = self._last[0] + 1  # not where t is: levels close to each other may be told as the same t
+        if t != self.timesteps[k]:
+            raise ValueError(f"levels out of order: after timestep {self.timesteps[k - 1]} comes {self.timesteps[k]}, "
+                             f"got {t}; set_timesteps begins a new loop")
+        return k
+
+    def reverse_step(self, model_output, sample, alpha_bar, alpha_bar_prev, noise=None, x0_before=None, weight=0.0):
+        """x_s from x_t = ``sample``, s the next level (Lu et al. 2022, algorithm 2):
+
+        x_s = σ_s / σ_t x_t + (α_s - α_t σ_s / σ_t) D    with α = √ᾱ, σ = √(1 - ᾱ)
+        D = x_0 + h / (2 h_before) (x_0 - x_0 before)    with h = λ_s - λ_t, h_before = λ_t - λ_before
+
+        ``weight`` is h / (2 h_before), see ``extrapolation``. The ᾱ and it are numbers or (N, 1, …); no noise is used.
+        """
+        shrink = ((1 - alpha_bar_prev) / (1 - alpha_bar))**0.5
+        of_sample, of_x0, weight = cast(sample, shrink, alpha_bar_prev**0.5 - alpha_bar**0.5 * shrink, weight)
+        x0, _ = self._estimates(model_output, sample, alpha_bar)
+        extrapolated = x0 if x0_before is None else x0 + weight * (x0 - x0_before)
+        return SchedulerOutput(of_sample * sample + of_x0 * extrapolated, x0)
