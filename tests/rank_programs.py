@@ -65,6 +65,7 @@ def sampling():
     write(drawn=generate(model, DDPMScheduler(), shape, labels, 2.0, 5, generator=rng(0)),
           one=generate(model, DDIMScheduler(), (1, 1, 8, 8), None, 1.0, 3, generator=rng(0)),
           one_shot=denoise(model, ddpm, x0, t=300), ddim=denoise(model, ddpm, x0, np.arange(7) * 100, "ddim", 4),
+          dpm=denoise(model, ddpm, x0, np.arange(7) * 100, "dpm", 4),
           ancestral=denoise(model, ddpm, x0, np.arange(7) * 9, "ancestral", generator=rng(0)),
           after=npdiffusion.default_generator().random(3),
           bound=variational_bound(model, ddpm, x0, groups=4, generator=rng(0), batch_size=4).total,

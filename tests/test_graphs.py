@@ -10,7 +10,7 @@ import npdiffusion
 from npdiffusion import Tensor, functional as F, nn, to_device
 from npdiffusion.checkpoint import load_file
 from npdiffusion.cuda_graph import captured
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
+from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate
 from npdiffusion.device import cupy as cupy_module
 from npdiffusion.models import VAE, Classifier, NoiseLevelNet, UNet
 from npdiffusion.random import default_generator
@@ -245,7 +245,8 @@ def test_on_the_cpu_graph_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("labels, scale", [(None, 1.0), (1, 1.0), (np.array([0, 2]), 2.5)])
-@pytest.mark.parametrize("kind, options", [(DDPMScheduler, {}), (DDIMScheduler, {"eta": 0.5})], ids=["ddpm", "ddim"])
+@pytest.mark.parametrize("kind, options", [(DDPMScheduler, {}), (DDIMScheduler, {"eta": 0.5}),
+                                           (DPMSolverMultistepScheduler, {})], ids=["ddpm", "ddim", "dpm"])
 def test_captured_sampling(cupy, kind, options, labels, scale):
     model, scheduler = network().to("cuda"), kind(6, **options)
     fast = captured(model)
@@ -260,7 +261,7 @@ def test_captured_sampling(cupy, kind, options, labels, scale):
     assert len(fast._recordings) == 1 and model.training  # of a pass with the scheduler's step, for all calls
 
 
-@pytest.mark.parametrize("method", ["one-shot", "ddim", "ancestral"])
+@pytest.mark.parametrize("method", ["one-shot", "dpm", "ddim", "ancestral"])
 def test_captured_denoising(cupy, method):
     model, noisy = network().to("cuda"), np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
     fast = captured(model)

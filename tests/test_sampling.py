@@ -119,7 +119,7 @@ def test_numpy_s_numbers_are_python_s():
         expected = generate(model, scheduler, (2, 1, 4, 4), 1, 2, 5, generator=rng(), dtype=dtype)
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, expected)
-    for method in ("one-shot", "ddim", "ancestral"):
+    for method in ("one-shot", "dpm", "ddim", "ancestral"):
         for t, labels in ((i(60), i(2)), (np.array([7, 60], np.uint8), np.array([2, 0], np.uint8))):
             found = denoise(model, scheduler, noisy, t, method, i(5), labels, f(2), generator=rng())
             expected = denoise(model, scheduler, noisy, np.broadcast_to(t, 2).tolist(), method, 5,
@@ -218,6 +218,8 @@ def test_denoise_methods_do_what_each_is_good_for(t):
     ("ddim", None, list(range(9, -1, -1))),  # no more steps than levels
     ("ddim", 5, [9, 7, 5, 3, 1]),
     ("ddim", 1, [9]),
+    ("dpm", 3, [9, 3, 0]),
+    ("dpm", 1, [9]),
     ("ancestral", None, list(range(9, -1, -1))),
     ("ancestral", 2, [9, 4]),
 ])
@@ -249,6 +251,7 @@ class Silent:
 @pytest.mark.parametrize("method, steps, passes", [
     ("one-shot", None, [4]),
     ("ddim", None, [3] * 19 + [4]),  # the picture at level 0 has one step and joins last
+    ("dpm", 6, [3] * 5 + [4]),
     ("ancestral", 7, [3] * 6 + [4]),
     ("ancestral", None, [1] * 470 + [3] * 30 + [4]),
 ])
@@ -294,7 +297,7 @@ class Level:
         return np.array(self.levels[:len(pictures)])
 
 
-@pytest.mark.parametrize("method", ["one-shot", "ddim", "ancestral"])
+@pytest.mark.parametrize("method", ["one-shot", "dpm", "ddim", "ancestral"])
 def test_denoise_estimates_the_level(method):
     scheduler, levels = DDPMScheduler(), [40, 7, 40]
     model, noisy = Perfect(scheduler), data(12, 3, size=32)[0]
@@ -316,7 +319,7 @@ def test_unknown_levels(options, message):
         denoise(Perfect(scheduler), scheduler, np.zeros((2, 1, 8, 8), np.float32), **options)
 
 
-@pytest.mark.parametrize("method", ["one-shot", "ddim", "ancestral"])
+@pytest.mark.parametrize("method", ["one-shot", "dpm", "ddim", "ancestral"])
 def test_denoise_clips(method):
     scheduler = DDPMScheduler(100, clip_sample=False)
     out = denoise(Perfect(scheduler), scheduler, data(5, 1)[0] * 100, 0, method)
@@ -336,7 +339,7 @@ def test_a_model_that_knows_the_noise_gives_the_picture_back(schedule):
 
     model = Knowing(scheduler)
     noisy = scheduler.add_noise(x0, epsilon, 600)
-    for method in ("one-shot", "ddim", "ancestral"):
+    for method in ("one-shot", "dpm", "ddim", "ancestral"):
         np.testing.assert_allclose(denoise(model, scheduler, noisy, 600, method), x0, atol=1e-6)
     # fixed_large noise is added even on the last step of a short loop; the estimate is taken before it
     scheduler = DDPMScheduler(beta_schedule=schedule, variance_type="fixed_large")
@@ -397,7 +400,7 @@ def test_the_unet():
     estimate = denoise(unet.train(), scheduler, noisy, 400, labels=labels, guidance_scale=3.0)
     np.testing.assert_allclose(estimate, expected, atol=1e-4)
     assert (outputs[0] != outputs[1]).any() and unet.training and unet.conv_out.weight.grad is None
-    for method in ("ddim", "ancestral"):
+    for method in ("dpm", "ddim", "ancestral"):
         assert denoise(unet, scheduler, noisy, 4, method, labels=1, guidance_scale=2).dtype == np.float32
     x = generate(unet, scheduler, (2, 1, 8, 8), [0, 1], 2.0, num_inference_steps=3)
     assert x.shape == (2, 1, 8, 8) and x.dtype == np.float32 and np.abs(x).max() <= 1

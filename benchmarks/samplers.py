@@ -1,0 +1,119 @@
+"""How good drawn digits are against how many passes of the network they take, for each sampler.
+
+    python benchmarks/samplers.py                            # an hour and a half on 2 cores, into runs/samplers
+    python benchmarks/samplers.py --passes 5 8 10 25 --samplers ddim lu
+
+For each sampler and number of passes: digits drawn from the same noise and the same labels without guidance, and the
+Fréchet distance of the classifier's features between them and the test digits (as in quality.py; less is better, and
+only distances of as many samples go together). What has been measured stands in the JSON file and is not done again.
+
+  ddpm      ancestral (Ho et al. 2020), evenly spaced levels
+  ddim      Song et al. 2021, evenly spaced levels
+  trailing  DPM-Solver++(2M) (Lu et al. 2022), the same levels
+  karras    … levels evenly spaced in σ^(1/7) (Karras et al. 2022)
+  lu        … levels evenly spaced in log-SNR
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import npdiffusion  # first: it chooses NumPy's BLAS kernels
+import numpy as np
+from quality import BATCH, Benchmark, eight_bit
+from tqdm import tqdm
+
+from npdiffusion import to_device
+from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, generate
+from npdiffusion.figures import save_figure
+from npdiffusion.files import atomic_write
+from npdiffusion.metrics import frechet_distance
+
+SAMPLERS = {"ddpm": DDPMScheduler(timestep_spacing="trailing"),
+            "ddim": DDIMScheduler(timestep_spacing="trailing"),
+            "trailing": DPMSolverMultistepScheduler(timestep_spacing="trailing"),
+            "karras": DPMSolverMultistepScheduler(use_karras_sigmas=True),
+            "lu": DPMSolverMultistepScheduler(use_lu_lambdas=True)}
+TITLES = {"ddpm": "DDPM", "ddim": "DDIM", "trailing": "DPM-Solver++, evenly in t",
+          "karras": "DPM-Solver++, Karras", "lu": "DPM-Solver++, evenly in log-SNR"}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=Path("runs/samplers/samplers.json"), help="the figure goes beside")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
+    parser.add_argument("--passes", nargs="+", type=int, default=[3, 5, 8, 10, 15, 25, 50])
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--model", type=Path, help="a network of your own (default: mnist-ddpm)")
+    parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    return parser.parse_args()
+
+
+def draw(model, scheduler, labels, passes):
+    """A digit of each label, rounded to 8 bits."""
+    drawn = []
+    for i in tqdm(range(0, len(labels), BATCH), f"{passes} passes", leave=False):
+        some = labels[i:i + BATCH]
+        drawn.append(to_device(generate(model, scheduler, (len(some), 1, 32, 32), some, num_inference_steps=passes,
+                                        generator=np.random.default_rng([2, i])), "cpu"))
+    return eight_bit(np.concatenate(drawn).clip(-1, 1))
+
+
+def table(results, passes):
+    lines = [f"| {'classifier-FID':31s} | " + " | ".join(f"{n:5d}" for n in passes) + " |",
+             "| --- |" + " --- |" * len(passes)]
+    for name, found in results.items():
+        cells = (f"{found[str(n)]['fid']:.3f}" if str(n) in found else "  –  " for n in passes)
+        lines.append(f"| {TITLES[name]:31s} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curves(results, floor):
+    """The distance against the number of passes, a line for each sampler."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for (name, found), marker in zip(results.items(), "xos^D"):
+        passes = sorted(map(int, found))
+        axes.plot(passes, [found[str(n)]["fid"] for n in passes], marker=marker, ms=4, lw=1.2, label=TITLES[name])
+    axes.axhline(floor, color="grey", lw=1, ls=":", label="as many training digits")
+    ticks = sorted({int(n) for found in results.values() for n in found})
+    axes.set(xscale="log", yscale="log", xlabel="passes of the network", ylabel="Fréchet distance of features")
+    axes.set_xticks(ticks, map(str, ticks), minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def main():
+    args = arguments()
+    benchmark = Benchmark(args)  # quality.py's data, networks and results in the JSON file
+    settings = {"data": args.data, "model": str(args.model or "mnist-ddpm"), "samples": args.samples}
+    results = benchmark.results if benchmark.results.get("settings") == settings else {"settings": settings}
+    real, some = benchmark.features(benchmark.test.images), np.random.default_rng(1).choice(len(benchmark.train),
+                                                                                          args.samples, replace=False)
+    results["floor"] = frechet_distance(benchmark.features(benchmark.train.images[some]), real)
+    labels = benchmark.train.labels[np.random.default_rng(0).integers(len(benchmark.train), size=args.samples)]
+    measured = results.setdefault("samplers", {})
+    for passes in args.passes:
+        for name in args.samplers:
+            found = measured.setdefault(name, {})
+            if str(passes) in found:
+                continue
+            started = time.perf_counter()
+            drawn = benchmark.features(draw(benchmark.model, SAMPLERS[name], labels, passes))
+            found[str(passes)] = {"fid": frechet_distance(drawn, real), "recognised": benchmark.recognised(drawn, labels),
+                                  "minutes": (time.perf_counter() - started) / 60}
+            print(f"{TITLES[name]}, {passes} passes: {found[str(passes)]['fid']:.4f}", flush=True)
+            with atomic_write(args.json) as file:
+                file.write(json.dumps(results, indent=1).encode() + b"\n")
+    save_figure(curves(measured, results["floor"]), args.json.parent / "samplers.png")
+    print(table(measured, args.passes))
+
+
+if __name__ == "__main__":
+    main()
