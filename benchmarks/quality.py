@@ -11,7 +11,7 @@ Denoising: test digits at levels t of 1024 (Ho et al.'s linear schedule), every 
 SSIM at 32×32 in [−1, 1], and how many digits the frozen classifier still recognises.
 
   noisy                       x_t / √ᾱ_t
-  one-shot, ddim, ancestral   the network, without labels (see ``npdiffusion.diffusion.denoise``)
+  one-shot, dpm, ddim, ancestral   the network, without labels (see ``npdiffusion.diffusion.denoise``)
   posterior                   the exact posterior mean if the 60,000 training digits were all there is
   wiener                      the best linear denoiser (the training digits' covariance)
   tv, nlm                     total variation (Chambolle 2004), non-local means (Buades et al. 2005), their strength
@@ -39,8 +39,8 @@ from tqdm import tqdm
 from npdiffusion import Tensor, no_grad, to_device
 from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.data import DataNotFoundError, load_digits
-from npdiffusion.diffusion import (DDIMScheduler, DDPMScheduler, PCAWiener, denoise, generate, posterior_mean,
-                                   variational_bound)
+from npdiffusion.diffusion import (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PCAWiener, denoise,
+                                   generate, posterior_mean, variational_bound)
 from npdiffusion.distributed import broadcast, over_ranks
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.files import atomic_write
@@ -48,7 +48,8 @@ from npdiffusion.metrics import frechet_distance, psnr, ssim
 from npdiffusion.models import load_model, pretrained
 
 LEVELS = (100, 200, 300, 400, 500, 600)
-NAMES = {"noisy": "noisy", "one-shot": "one-shot", "ddim": "DDIM, 20 steps", "ancestral": "ancestral",
+NAMES = {"noisy": "noisy", "one-shot": "one-shot", "dpm": "DPM-Solver++, 8 steps", "ddim": "DDIM, 20 steps",
+         "ancestral": "ancestral",
          "posterior": "exact posterior mean of the training set", "wiener": "PCA-Wiener",
          "tv": "total variation", "nlm": "non-local means"}
 PARTS = (*NAMES, "samples", "bound")
@@ -68,7 +69,7 @@ def arguments():
     parser.add_argument("--digits", type=int, default=1000, help="test digits for denoising and the bound")
     parser.add_argument("--ancestral-digits", type=int, default=100, help="of them for the slowest method")
     parser.add_argument("--samples", type=int, default=10000)
-    parser.add_argument("--sampler", default="ddim", choices=["ddim", "ddpm"])
+    parser.add_argument("--sampler", default="dpm", choices=["dpm", "ddim", "ddpm"])
     parser.add_argument("--steps", type=int, default=32, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 needs one pass a step, not two")
     parser.add_argument("--real", type=int, default=10000, help="test digits that the samples are compared with")
@@ -150,7 +151,7 @@ class Benchmark:
         alpha_bars = self.scheduler.alphas_cumprod.tolist()
         if name == "noisy":
             return lambda t: lambda noisy: noisy / alpha_bars[t] ** 0.5
-        if name in ("one-shot", "ddim", "ancestral"):
+        if name in ("one-shot", "dpm", "ddim", "ancestral"):
             return lambda t: lambda noisy: denoise(self.model, self.scheduler, noisy, t, name,
                                                    generator=np.random.default_rng(t))
         if name in STRENGTHS:
@@ -204,8 +205,9 @@ class Benchmark:
         if path.exists():
             arrays, meta = load_file(path)
             drawn = arrays["samples"] if meta == settings else drawn
-        kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[args.sampler]
-        scheduler = kind(timestep_spacing="trailing")
+        scheduler = {"dpm": DPMSolverMultistepScheduler(use_lu_lambdas=True),
+                     "ddim": DDIMScheduler(timestep_spacing="trailing"),
+                     "ddpm": DDPMScheduler(timestep_spacing="trailing")}[args.sampler]
         with tqdm(total=args.samples, initial=len(drawn), desc="samples") as bar:
             while len(drawn) < args.samples:
                 some = labels[len(drawn):len(drawn) + BATCH]
@@ -312,7 +314,7 @@ def denoising_figure(results):
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     panels = figure.subplots(1, 3)
-    for i, (name, marker) in enumerate(zip(NAMES, "xos^Dv<>")):
+    for i, (name, marker) in enumerate(zip(NAMES, "xosP^Dv<>")):
         if name in results:
             for axes, score in zip(panels, ("psnr", "ssim", "accuracy")):
                 values = results[name][score]

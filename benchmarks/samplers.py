@@ -19,11 +19,10 @@ import json
 import time
 from pathlib import Path
 
-import npdiffusion  # first: it chooses NumPy's BLAS kernels
-import numpy as np
 from quality import BATCH, Benchmark, eight_bit
 from tqdm import tqdm
 
+import numpy as np
 from npdiffusion import to_device
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, generate
 from npdiffusion.figures import save_figure
@@ -94,8 +93,8 @@ def main():
     benchmark = Benchmark(args)  # quality.py's data, networks and results in the JSON file
     settings = {"data": args.data, "model": str(args.model or "mnist-ddpm"), "samples": args.samples}
     results = benchmark.results if benchmark.results.get("settings") == settings else {"settings": settings}
-    real, some = benchmark.features(benchmark.test.images), np.random.default_rng(1).choice(len(benchmark.train),
-                                                                                          args.samples, replace=False)
+    real = benchmark.features(benchmark.test.images)
+    some = np.random.default_rng(1).choice(len(benchmark.train), args.samples, replace=False)
     results["floor"] = frechet_distance(benchmark.features(benchmark.train.images[some]), real)
     labels = benchmark.train.labels[np.random.default_rng(0).integers(len(benchmark.train), size=args.samples)]
     measured = results.setdefault("samplers", {})
@@ -106,7 +105,8 @@ def main():
                 continue
             started = time.perf_counter()
             drawn = benchmark.features(draw(benchmark.model, SAMPLERS[name], labels, passes))
-            found[str(passes)] = {"fid": frechet_distance(drawn, real), "recognised": benchmark.recognised(drawn, labels),
+            found[str(passes)] = {"fid": frechet_distance(drawn, real),
+                                  "recognised": benchmark.recognised(drawn, labels),
                                   "minutes": (time.perf_counter() - started) / 60}
             print(f"{TITLES[name]}, {passes} passes: {found[str(passes)]['fid']:.4f}", flush=True)
             with atomic_write(args.json) as file:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from npdiffusion import to_device
 from npdiffusion.data import load_digits
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, posterior_mean
+from npdiffusion.diffusion import DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate, posterior_mean
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.metrics import psnr
@@ -39,7 +39,7 @@ from npdiffusion.models import Classifier, UNet
 from npdiffusion.training import check_settings
 
 LEVELS = (100, 200, 300, 400, 500, 600)
-SAMPLERS = ("one-shot", "ddim", "ancestral")
+SAMPLERS = ("one-shot", "dpm", "ancestral")
 BEST = "one-shot"  # of them, for identity without a label
 SCALES = (0, 1, 1.5, 2, 3, 5)  # of guidance; 0 is no label
 SWEPT = (300, 600)  # levels at which they are compared
@@ -47,9 +47,9 @@ TELLING = 400  # the level of the confusion matrices
 BATCH = 100
 
 PRESETS = {"smoke": dict(digits=20, ancestral=10, generated=20, sweep=10, known=1000, steps=1, ancestral_steps=2),
-           "cpu": dict(digits=1000, ancestral=100, generated=2000, sweep=200, known=60000, steps=20,
+           "cpu": dict(digits=1000, ancestral=100, generated=2000, sweep=200, known=60000, steps=10,
                        ancestral_steps=50),
-           "long": dict(digits=10000, ancestral=300, generated=10000, sweep=1000, known=60000, steps=20,
+           "long": dict(digits=10000, ancestral=300, generated=10000, sweep=1000, known=60000, steps=10,
                         ancestral_steps=100)}
 
 
@@ -59,13 +59,13 @@ def arguments():
     parser.add_argument("--classifier", type=Path, help="weights of a classifier instead of the package's own")
     parser.add_argument("--guidance", type=above_0, default=3.0, help="scale s of the guidance by the true label")
     parser.add_argument("--digit", type=int, default=8, choices=range(10), help="the class that the pictures show")
-    parser.add_argument("--digits", type=integer(1), help="number of test digits for one-shot and DDIM")
+    parser.add_argument("--digits", type=integer(1), help="number of test digits for one-shot and DPM-Solver++")
     parser.add_argument("--ancestral", type=integer(1),
                         help="number of test digits for ancestral sampling, which is slow")
     parser.add_argument("--generated", type=integer(1), help="number of digits drawn from pure noise")
     parser.add_argument("--sweep", type=integer(1), help="number of training digits for the choice of s")
     parser.add_argument("--known", type=integer(1), help="number of training digits that the exact posterior knows")
-    parser.add_argument("--steps", type=integer(1, 1024), help="of DDIM")
+    parser.add_argument("--steps", type=integer(1, 1024), help="of DPM-Solver++")
     parser.add_argument("--ancestral-steps", type=integer(1), help="evenly spaced levels from t down")
     return parse(parser, PRESETS)
 
@@ -112,8 +112,8 @@ def cleaned(model, scheduler, noisy, t, sampler, labels, scale, args):
 
 
 def drawn(model, scheduler, labels, scale, args):
-    """A digit of each label from pure noise, by DDIM."""
-    scheduler = DDIMScheduler.from_config(scheduler.config | {"timestep_spacing": "trailing"})
+    """A digit of each label from pure noise, by DPM-Solver++."""
+    scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config | {"use_lu_lambdas": True})
     rng = np.random.default_rng(args.seed)
     parts = [labels[i:i + BATCH] for i in range(0, len(labels), BATCH)]
     return np.concatenate([to_device(generate(model, scheduler, (len(part), 1, 32, 32), part if scale else None, scale,
@@ -168,7 +168,7 @@ def measure(found, args, model, judge, scheduler, train, test):
         digits = test[:args.ancestral if sampler == "ancestral" else args.digits]
         tasks += [(f"{sampler} {kind} {t}", denoising, digits, sampler, t, s)
                   for kind, s in (("none", 0), ("true", args.guidance)) for t in LEVELS]
-    tasks += [(f"sweep {t} {s}", denoising, some, "ddim", t, s) for t in SWEPT for s in SCALES]
+    tasks += [(f"sweep {t} {s}", denoising, some, "dpm", t, s) for t in SWEPT for s in SCALES]
     tasks += [(f"sweep new {s}", drawing, args.sweep, s) for s in SCALES[1:]]
     for task in tqdm(tasks, "measurements"):
         found.add(*task)
@@ -237,7 +237,7 @@ def guidance_figure(found, args):
     variety = [100 * found[f"sweep new {s}"]["spread"] / found["real spread"] for s in SCALES[1:]]
     new.plot(SCALES[1:], agreement, "o-", ms=4, color="C2", label="read as their label")
     new.plot(SCALES[1:], variety, "s--", ms=4, color="C3", label="variety within a class\n(real digits: 100 %)")
-    identity.set(title=f"{args.sweep} training digits, DDIM", ylabel="identity kept (%)")
+    identity.set(title=f"{args.sweep} training digits, DPM-Solver++", ylabel="identity kept (%)")
     error.set(title="the same digits", ylabel="PSNR (dB)")
     new.set(title=f"{args.sweep} new digits", ylabel="%")
     for axes in (identity, error, new):
@@ -257,7 +257,7 @@ def with_readings(figure, judge, rows, digit, first):
     return figure
 
 
-def eights_figure(model, judge, scheduler, test, args, t=500, sampler="ddim"):
+def eights_figure(model, judge, scheduler, test, args, t=500, sampler="dpm"):
     """Four draws of noise on each of three test digits of one class, denoised without and with the label."""
     originals = test.images[test.labels == args.digit][:3].repeat(4, axis=0)
     labels = np.full(len(originals), args.digit)
@@ -268,7 +268,7 @@ def eights_figure(model, judge, scheduler, test, args, t=500, sampler="ddim"):
     return with_readings(picture_rows(rows, names, group=4), judge, rows, args.digit, first=2)
 
 
-def forced_figure(model, scheduler, test, args, levels=(200, 300, 400, 500, 600, 700), sampler="ddim"):
+def forced_figure(model, scheduler, test, args, levels=(200, 300, 400, 500, 600, 700), sampler="dpm"):
     """One test digit at several levels of noise, denoised as each of the ten digits."""
     original, rows = test.images[test.labels == args.digit][:1], []
     for t in levels:

@@ -38,7 +38,7 @@ def test_smoke_preset_measures_and_draws(smoke):
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["identity"]) == {"none", "true"} and 0 <= metrics["label_agreement"] <= 1
     levels = ["100", "200", "300", "400", "500", "600"]
-    for sampler, digits in (("one-shot", 20), ("ddim", 20), ("ancestral", 10)):
+    for sampler, digits in (("one-shot", 20), ("dpm", 20), ("ancestral", 10)):
         for kind in ("none", "true"):
             rates = metrics["identity_by_sampler"][sampler][kind]
             assert list(rates) == levels

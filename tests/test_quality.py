@@ -192,7 +192,7 @@ def test_benchmark(quality, tmp_path, capsys):
     assert results["classifier_fid"] == results["samples"]["classifier_fid"] > results["classifier_fid_floor"] > 0
     assert results["bits_per_dim"] == results["bound"]["bits_per_dim"] > 0
     assert np.isclose(results["bound"]["nats_per_digit"], results["bits_per_dim"] * 1024 * math.log(2))
-    for method in ("noisy", "ddim", "ancestral", "posterior", "wiener"):
+    for method in ("noisy", "dpm", "ddim", "ancestral", "posterior", "wiener"):
         for score in ("psnr", "ssim", "accuracy"):
             assert all(math.isfinite(value) for value in results[method][score].values())
     for name in ("denoising", "nearest", "bound"):

@@ -18,8 +18,9 @@ from ..tensor import Tensor, no_grad
 from .checks import check_labels, check_sample, check_shape, check_timesteps
 from .schedulers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
+# Of denoise: the scheduler, and in how many steps (None: as many as there are levels)
 METHODS = {"one-shot": (None, 1), "dpm": (DPMSolverMultistepScheduler, 8), "ddim": (DDIMScheduler, 20),
-           "ancestral": (DDPMScheduler, None)}  # of ``denoise``, and how many steps each takes; None: as many as there are
+           "ancestral": (DDPMScheduler, None)}
 
 
 def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_inference_steps=None, *,
@@ -67,11 +68,13 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         noisy: (N, C, H, W), float32 or float64, finite.
         t: noise level 0 … T - 1, or (N,) integers: ``noisy`` is x_t as ``add_noise`` makes it, √ᾱ_t x_0 + √(1 - ᾱ_t) ε.
         method: "one-shot", the model's x_0 (Ho et al. 2020, eq. 15), has the lowest squared error: the posterior mean
-            E[x_0 | x_t]; one pass; smooth where the noise hides the detail. "ddim", about 20 DDIM steps (Song et al.
-            2021, eq. 12), is a middle way: sharper; deterministic (unless the scheduler is a DDIMScheduler with η > 0).
-            "ancestral", all t + 1 DDPM steps (Ho et al. 2020, algorithm 2), is most natural: a sample of p(x_0 | x_t),
-            plausible detail, about twice the squared error of one-shot.
-        num_inference_steps: evenly spaced levels from t down; None for as many as the method says.
+            E[x_0 | x_t]; one pass; smooth where the noise hides the detail. "dpm", 8 steps of DPM-Solver++ (Lu et al.
+            2022), is a middle way: sharper; deterministic. "ddim", 20 DDIM steps (Song et al. 2021, eq. 12), is the
+            same way, walked slowly (and at random if the scheduler is a DDIMScheduler with η > 0). "ancestral", all
+            t + 1 DDPM steps (Ho et al. 2020, algorithm 2), is most natural: a sample of p(x_0 | x_t), plausible detail,
+            about twice the squared error of one-shot.
+        num_inference_steps: levels from t down, evenly spaced, for "dpm" in log-SNR (or in σ^(1/7), if the scheduler
+            has use_karras_sigmas); None for as many as the method says.
         sigma: standard deviation of the noise in units of x_0, or (N,) of them: ``noisy`` is x_0 + σ ε, as a camera
             sees it, and x_t = √ᾱ_t noisy, where σ² = (1 - ᾱ_t)/ᾱ_t (``scheduler.sigma_to_t``).
         noise_level: a ``NoiseLevelNet`` trained on such pictures, as pretrained("mnist-noise-level") is on digits:

@@ -339,20 +339,20 @@ class DDIMScheduler(_Scheduler):
 
 @dataclass(eq=False)
 class DPMSolverMultistepScheduler(_Scheduler):
-    """DPM-Solver++(2M): a step of second order, from two estimates of x_0 (Lu et al. 2022, arXiv:2211.01095).
+    """DPM-Solver++(2M): steps of second order, from two estimates of x_0 each (Lu et al. 2022, arXiv:2211.01095).
 
-    In λ = log(√ᾱ / √(1 - ᾱ)), half the log-SNR, the path down is exactly
+    With λ = log(√ᾱ / √(1 - ᾱ)), half the log-SNR, and the model's estimates x_0(λ) on the way, exactly (eq. 8)
 
-        x_s = √(1 - ᾱ_s) / √(1 - ᾱ_t) x_t + √(1 - ᾱ_s) ∫ e^λ x_0(λ) dλ  from λ_t to λ_s
+        x_s = √(1 - ᾱ_s) / √(1 - ᾱ_t) x_t + √(1 - ᾱ_s) ∫ e^λ x_0(λ) dλ, from λ_t to λ_s.
 
-    with x_0(λ) the model's estimate along it (eq. 8). To hold it as it was at t is DDIM's step; this solver lets it go on
-    as it went since the step before, and so needs a third of the steps.
+    DDIM holds x_0(λ) as it was at t. This lets it go on changing as it did in the step before, and so needs a third of
+    the steps.
 
     solver_order: 2, or 1, DDIM. lower_order_final: a loop of fewer than 15 steps ends with one of first order; so does
-    every one that ends at x_0 itself. final_sigmas_type: where that is, zero, or sigma_min, level 0. use_lu_lambdas:
-    levels evenly spaced in λ; use_karras_sigmas: in σ^(1/7) (Karras et al. 2022, eq. 5); both from the last level to the
-    first, between two of the T levels where that is nearer: the model is told the nearest t. Neither: timestep_spacing.
-    solver_type: midpoint (D of ``reverse_step``). The other arguments are DDPMScheduler's.
+    any that ends at x_0 itself. final_sigmas_type: where that is, zero, or sigma_min, level 0. use_lu_lambdas: levels
+    evenly spaced in λ; use_karras_sigmas: in σ^(1/7) (Karras et al. 2022, eq. 5); both from T - 1 to 0, and between
+    levels too, where the model is told the nearest t. Neither: timestep_spacing. solver_type: midpoint (the D of
+    ``reverse_step``). The other arguments are DDPMScheduler's.
     """
 
     timestep_spacing: str = "linspace"
@@ -410,8 +410,11 @@ class DPMSolverMultistepScheduler(_Scheduler):
         return weights
 
     def step(self, model_output, timestep, sample, *, generator=None, noise=None):
-        """As ``DDPMScheduler.step``, without noise. It remembers the last x_0: take the steps in the order of
-        ``timesteps``, from any of them on; ``set_timesteps`` begins a new loop. ValueError for another order."""
+        """As ``DDPMScheduler.step``, without noise; it remembers the last x_0.
+
+        Take the steps in the order of ``timesteps``, from any of them on: ValueError for another order.
+        ``set_timesteps`` begins a new loop.
+        """
         k, (_, x0_before) = self._step_index(timestep), self._last or (None, None)
         weight = 0.0
         if x0_before is not None:
