@@ -16,7 +16,7 @@ network, each with the parameter that is best on training sections at the same l
 through the segmentation network of segment_mitochondria.py, which has never seen any.
 
 Written to --out: metrics.json, denoised.png, methods.png (where "diffusion model" is its one-shot estimate, the mean of
-all that the noise could hide, and "sampled" one such picture, by 20 DDIM steps), curves.png, section.png, drawn.png,
+all that the noise could hide, and "sampled" one such picture, by DPM-Solver++), curves.png, section.png, drawn.png,
 drawn-large.png, model.safetensors, checkpoint.safetensors, log.csv and loss.png.
 """
 
@@ -29,7 +29,7 @@ from segment_mitochondria import FOUND, INVENTED, MISSED, coloured, probability,
 
 from npdiffusion import Tensor, functional as F, to_device
 from npdiffusion.data import load_micrographs
-from npdiffusion.diffusion import DDPMScheduler, denoise, generate
+from npdiffusion.diffusion import DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr, segmentation_scores, ssim
 from npdiffusion.models import UNet, pretrained
@@ -37,6 +37,7 @@ from npdiffusion.tiling import predict_tiled
 from npdiffusion.training import Training
 
 SCHEDULER = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+SOLVER = DPMSolverMultistepScheduler.from_config(SCHEDULER.config | {"use_lu_lambdas": True})
 PATCH, STRIDE = 64, 8  # side of a training patch, and distance between their corners
 TILE, OVERLAP = 128, 32
 LARGE = 256  # side of a picture drawn in one piece: the network is convolutional and takes any size
@@ -44,9 +45,9 @@ NETWORK = "diffusion model"
 
 PRESETS = {"smoke": dict(steps=6, batch_size=8, channels=[8, 16], sigmas=[50], draw=2, draw_steps=3),
            "cpu": dict(steps=4500, batch_size=32, channels=[32, 48, 64, 64], sigmas=[10, 25, 50, 75, 100, 150],
-                       draw=24, draw_steps=250),
+                       draw=24, draw_steps=20),
            "long": dict(steps=40000, batch_size=32, channels=[32, 48, 64, 64], sigmas=[10, 25, 50, 75, 100, 150],
-                        draw=24, draw_steps=1000)}
+                        draw=24, draw_steps=50)}
 
 
 def arguments():
@@ -209,7 +210,7 @@ def methods_figure(model, results, test):
     figure = Figure(figsize=(1.55 * len(names), 1.75 * len(sigmas) + 0.3), layout="constrained")
     for sigma, row in zip(sigmas, figure.subplots(len(sigmas), len(names), squeeze=False)):
         pictures = {name: result[sigma][box] for name, result in results.items()}
-        pictures["sampled"] = restored(model, pictures["noisy"], sigma, "ddim")
+        pictures["sampled"] = restored(model, pictures["noisy"], sigma, "dpm")
         pictures["original"] = test[box]
         for (name, picture), axes in zip(pictures.items(), row):
             axes.imshow(picture[0, 0], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
@@ -299,7 +300,7 @@ def evaluate(model, network, train, test, labelled, args):
     save_figure(curves_figure(scores), args.out / "curves.png")
 
     def draw(count, side):
-        pictures = generate(model, SCHEDULER, (count, 1, side, side), num_inference_steps=args.draw_steps,
+        pictures = generate(model, SOLVER, (count, 1, side, side), num_inference_steps=args.draw_steps,
                             generator=np.random.default_rng(args.seed), progress=True)
         return to_device(pictures, "cpu")
 
