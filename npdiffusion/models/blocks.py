@@ -38,12 +38,12 @@ def check_sides(network, x, halvings):
                          f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
 
 
-def per_sample(network, name, value, x):
-    """``value``, one for all samples or (N,), as an array (N,) on the device of the array x; else ValueError."""
-    value = value if hasattr(value, "strides") else np.asarray(value)
-    if value.shape not in ((), (len(x),)):
-        raise ValueError(f"{network} expects {name} of shape ({len(x)},), got {value.shape}")
-    return array_module(x).broadcast_to(to_device(value, x), (len(x),))
+def per_sample(network, name, value, x, *sizes):
+    """``value``, of shape sizes (one for all) or (N, *sizes), as (N, *sizes) on the array x's device; or ValueError."""
+    value, shape = value if hasattr(value, "strides") else np.asarray(value), (len(x), *sizes)
+    if value.shape not in (sizes, shape):
+        raise ValueError(f"{network} expects {name} of shape {shape}, got {value.shape}")
+    return array_module(x).broadcast_to(to_device(value, x), shape)
 
 
 def conv_pairs(in_channels, channels):
