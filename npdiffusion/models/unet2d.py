@@ -69,7 +69,7 @@ class ResnetBlock2D(nn.Module):
 
 
 class Attention(nn.Module):
-    """(x + to_out(attention(to_q, to_k, to_v of norm(x)))) / scale among all pixels; groups=None: without the norm."""
+    """(x + to_out(attention(to_q, to_k, to_v of norm(x)))) / scale among all pixels; groups=None: without norm."""
 
     def __init__(self, channels, head_dim, groups, eps, scale=1):
         self.head_dim, self.scale = head_dim or channels, scale
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """Convolution 3×3 with stride 2. padding=0: of x with a row of zeros below and a column at the right (Ho et al.)."""
+    """Convolution 3×3, stride 2. padding=0: of x with a row of zeros below and a column at the right (Ho et al.)."""
 
     def __init__(self, channels, padding):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
@@ -190,8 +190,8 @@ class UNet2DModel(nn.Module):
         weights = path.with_name("diffusion_pytorch_model.safetensors")
         pickled = weights.with_suffix(".bin")
         if pickled.is_file() and not weights.is_file():
-            raise ValueError(f"{pickled} is a pickle, which may run anything, and is not opened; convert it where PyTorch "
-                             'is: python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
+            raise ValueError(f"{pickled} is a pickle, which may run anything, and is not opened; where PyTorch is "
+                             'installed, convert it: python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
                              f"'{pickled}', weights_only=True), '{weights}')\"")
         config, state = read_config(path, {"UNet2DModel": CONFIG})[1], _renamed(load_file(weights)[0])
         if "mid_block.attentions.0.group_norm.weight" in state:  # the file decides: versions differ for scale_shift
