@@ -63,7 +63,7 @@ def draw_config(seed):
     return config, x, t, labels
 
 
-def diffusers_network(config, seed):
+def diffusers_network(config, seed, spread=0.1):
     """Their network, with weights drawn large enough for every part of it to matter."""
     torch = pytest.importorskip("torch", reason="the comparison with diffusers needs PyTorch")
     diffusers = pytest.importorskip("diffusers", reason="the comparison with diffusers needs it installed")
@@ -71,7 +71,7 @@ def diffusers_network(config, seed):
     theirs = diffusers.UNet2DModel(**config).eval()
     with torch.no_grad():
         for p in theirs.parameters():
-            p.add_(0.1 * torch.randn(p.shape))
+            p.add_(spread * torch.randn(p.shape))
     return theirs
 
 
@@ -155,9 +155,12 @@ RELATIVES = {  # of public checkpoints: their configuration, smaller
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RELATIVES)
 def test_whole_loops_are_the_pipelines(name, tmp_path, monkeypatch):
-    """DDPMPipeline from start to end, with the same noise; its tables in float64, as in test_schedulers.py."""
+    """DDPMPipeline from start to end, with the same noise; its tables in float64, as in test_schedulers.py.
+
+    With weights drawn as wide as above, moving the start by 1e-6 moves its own results by up to 1e-3.
+    """
     config, kind, options, steps = RELATIVES[name]
-    network = diffusers_network(config, 0)
+    network = diffusers_network(config, 0, spread=0.02)
     import diffusers
     import torch
     from diffusers.pipelines.ddpm import pipeline_ddpm

@@ -190,8 +190,8 @@ class UNet2DModel(nn.Module):
         weights = path.with_name("diffusion_pytorch_model.safetensors")
         pickled = weights.with_suffix(".bin")
         if pickled.is_file() and not weights.is_file():
-            raise ValueError(f"{pickled} is a pickle, which may run anything, and is not opened; where there "
-                             'is PyTorch, convert it: python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
+            raise ValueError(f"{pickled} is a pickle, which may run anything: it is not read; convert it with PyTorch: "
+                             'python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
                              f"'{pickled}', weights_only=True), '{weights}')\"")
         config, state = read_config(path, {"UNet2DModel": CONFIG})[1], _renamed(load_file(weights)[0])
         if "mid_block.attentions.0.group_norm.weight" in state:  # the file decides: versions differ for scale_shift
