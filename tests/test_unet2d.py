@@ -1,18 +1,27 @@
 """diffusers' UNet2DModel in NumPy: against diffusers where it is installed, and against a file made with it."""
 
+import inspect
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from npdiffusion import Tensor, no_grad
+from npdiffusion import Tensor, no_grad, to_device
 from npdiffusion.checkpoint import load_file, save_file
+from npdiffusion.config import IGNORED
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, scheduler_from_pretrained
+from npdiffusion.diffusion.pretrained import SCHEDULERS
 from npdiffusion.models import UNet2DModel, load_model, save_model
+from npdiffusion.models.unet2d import CONFIG
 
-GOLDEN = Path(__file__).parent / "golden" / "unet2d"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "unet2d"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FAST, ALL, GRADIENTS = 6, 48, (1, 2, 3)  # drawn configurations
 REMOVED = object()
@@ -217,6 +226,15 @@ def test_the_golden_output():
     assert scheduler.config == DDPMScheduler(1000, variance_type="fixed_large").config
 
 
+def test_on_a_gpu(cupy):
+    """t and labels come from the CPU or lie there."""
+    call = load_file(GOLDEN / "call.safetensors")[0]
+    model, x = UNet2DModel.from_pretrained(GOLDEN).to("cuda"), Tensor(call["x"], device="cuda")
+    with no_grad():
+        for t in (call["t"], to_device(call["t"], "cuda")):
+            assert_close(model(x, t).cpu().data, call["y"])
+
+
 def test_files_in_subdirectories(golden):
     for folder, names in (("unet", ("config.json", WEIGHTS)), ("scheduler", ("scheduler_config.json",))):
         (golden / folder).mkdir()
@@ -256,6 +274,17 @@ def test_absent_keys_take_diffusers_defaults(golden):
     rewrite(golden / "config.json", attention_head_dim=REMOVED, norm_eps=REMOVED, decay=0.9999)
     config = UNet2DModel.from_pretrained(golden).config
     assert config["attention_head_dim"] == 8 and config["norm_eps"] == 1e-5 and "decay" not in config
+
+
+def test_the_defaults_are_diffusers():
+    diffusers = pytest.importorskip("diffusers", reason="the comparison with diffusers needs it installed")
+    tables = {"UNet2DModel": CONFIG, **{name: table for name, (_, table) in SCHEDULERS.items()}}
+    del tables["GaussianDDPMScheduler"]
+    for name, table in tables.items():
+        theirs = dict(inspect.signature(getattr(diffusers, name)).parameters)
+        assert theirs.keys() <= table.keys()
+        for key in theirs.keys() & {key for key, entry in table.items() if entry is not IGNORED}:
+            assert table[key][0] == theirs[key].default, key
 
 
 def test_the_file_decides_on_the_middle_s_norm(golden):
@@ -320,7 +349,23 @@ def test_classes():
             generate(model, scheduler, (2, 1, 4, 4), labels=1, guidance_scale=guidance_scale)
 
 
+def test_the_example(tmp_path):
+    def run(*args):
+        command = [sys.executable, ROOT / "examples" / "run_checkpoint.py", *map(str, args), "--out", tmp_path]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    drawing = run(GOLDEN, "--count", 5, "--steps", 2)
+    assert "18,399 weights; a pass takes" in drawing.stdout and "2/2" in drawing.stderr, drawing.stderr
+    assert Image.open(tmp_path / "drawn.png").size == (3 * 12, 2 * 8)
+    cleaning = run(GOLDEN, "--image", tmp_path / "drawn.png", "--steps", 2, "--sigma", 30)
+    assert Image.open(tmp_path / "cleaned.png").size == (3 * 12, 8), cleaning.stderr
+    missing = run("google/ddpm-cifar10-32")
+    assert missing.returncode and "Traceback" not in missing.stderr
+    assert "hf download google/ddpm-cifar10-32 --local-dir DIR" in missing.stderr
+
+
 # Bad input
+
 
 @pytest.mark.parametrize("key, value, message", [
     ("_class_name", "UNet2DConditionModel", '_class_name is "UNet2DConditionModel"; supported: UNet2DModel'),

@@ -245,7 +245,9 @@ class UNet2DModel(nn.Module):
         d, shift = self.config["block_out_channels"][0], self.config["freq_shift"]
         period = 10000 ** (d / 2 / (d / 2 - shift))
         y = timestep_embedding(per_sample("UNet2DModel", name, t, x), d, period, x.dtype)
-        return Tensor(y if self.config["flip_sin_to_cos"] else array_module(x).roll(y, d // 2, 1))
+        if not self.config["flip_sin_to_cos"]:
+            y = array_module(x).concatenate([y[:, d // 2:], y[:, :d // 2]], 1)
+        return Tensor(y)
 
 
 def _check_sizes(config, channels):
