@@ -8,7 +8,7 @@ IGNORED = None  # in a table: a key that changes nothing here
 KINDS = {int: "a positive integer", float: "a number", bool: "true or false"}
 
 
-def find(directory, folder, name):
+def find_file(directory, folder, name):
     """The file of that name in ``directory``, or in its ``folder``, where diffusers' pipelines have it.
 
     Raises FileNotFoundError, which says how to download what looks like a name on the Hugging Face Hub.
@@ -51,18 +51,23 @@ def check_config(source, config, table):
             raise ValueError(f"{source}: the key {key!r} is not known here; leaving it out could be wrong")
     checked = {}
     for key, (default, rule) in ((key, entry) for key, entry in table.items() if entry is not IGNORED):
-        value = config.get(key, default)
+        checked[key] = value = _plain(config.get(key, default))
         if not _fits(value, rule):
             raise ValueError(f"{source}: {key} is {json.dumps(value, default=repr)}; supported: {_said(rule)}")
-        checked[key] = tuple(value) if isinstance(value, list) else value
     return checked
+
+
+def _plain(value):
+    """Tuples for lists and arrays, Python's numbers for NumPy's, so that JSON can hold them."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _fits(value, rule):
     if isinstance(rule, tuple):
         return any(_fits(value, one) for one in rule)
     if isinstance(rule, list):
-        return isinstance(value, (list, tuple)) and all(_fits(one, rule[0]) for one in value)
+        return isinstance(value, tuple) and all(_fits(one, rule[0]) for one in value)
     if rule is float:
         return type(value) in (int, float)
     if rule in KINDS:

@@ -1,6 +1,6 @@
 """The noise schedule that a checkpoint of diffusers was trained with."""
 
-from ..config import IGNORED, find, read_config
+from ..config import IGNORED, find_file, read_config
 from .schedulers import CHOICES, DDIMScheduler, DDPMScheduler
 
 COMMON = {  # key: (diffusers' default, what is supported), see config.py
@@ -24,7 +24,7 @@ def scheduler_from_pretrained(directory):
     Another class of ours walks the same schedule: DDIMScheduler.from_config(scheduler.config). Raises
     FileNotFoundError if there is no such file, ValueError for what is damaged or not supported.
     """
-    path = find(directory, "scheduler", "scheduler_config.json")
+    path = find_file(directory, "scheduler", "scheduler_config.json")
     name, config = read_config(path, {name: table for name, (_, table) in SCHEDULERS.items()})
     config["num_train_timesteps"] = config.pop("timesteps", config["num_train_timesteps"])
     try:

@@ -4,7 +4,7 @@ from functools import partial
 
 from .. import functional as F, nn
 from ..checkpoint import load_file
-from ..config import IGNORED, check_config, find, read_config
+from ..config import IGNORED, check_config, find_file, read_config
 from ..device import array_module
 from ..tensor import Tensor
 from .blocks import NormSiLU, check_shape, check_sides, per_sample, self_attention
@@ -12,7 +12,7 @@ from .unet import timestep_embedding
 
 DOWN = "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "UNetResDownBlock2D", "UNetResAttnDownBlock2D"
 UP = "UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "UNetResUpBlock2D", "UNetResAttnUpBlock2D"
-OF_AN_AVERAGE = "decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup".split()
+EMA = "decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup".split()  # an average's
 CONFIG = {  # key: (diffusers' default, what is supported), see config.py
     "sample_size": (None, (None, int, [int])), "in_channels": (3, int), "out_channels": (3, int),
     "block_out_channels": ((224, 448, 672, 896), [int]), "layers_per_block": (2, int),
@@ -26,7 +26,7 @@ CONFIG = {  # key: (diffusers' default, what is supported), see config.py
     "time_embedding_type": ("positional", "positional"), "time_embedding_dim": (None, (int, None)),
     "freq_shift": (0, float), "flip_sin_to_cos": (True, bool), "num_class_embeds": (None, (int, None)),
     "class_embed_type": (None, (None, "timestep", "identity")), "center_input_sample": (False, bool),
-    "dropout": (0.0, float), **dict.fromkeys(["num_train_timesteps", *OF_AN_AVERAGE], IGNORED)}
+    "dropout": (0.0, float), **dict.fromkeys(["num_train_timesteps", *EMA], IGNORED)}
 
 halve, double = partial(F.avg_pool2d, kernel_size=2), partial(F.interpolate, scale_factor=2)  # mean, nearest neighbour
 
@@ -97,7 +97,7 @@ class Downsample2D(nn.Module):
 
 
 class Upsample2D(nn.Module):
-    """Convolution 3×3 of x at twice the size."""
+    """Convolution 3×3 of x at twice the size. (The embedding is for the residual block that may stand here.)"""
 
     def __init__(self, channels):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -109,9 +109,9 @@ class Upsample2D(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention or Identity, and at most one way to the next."""
 
-    def __init__(self, resnets, attentions, downsamplers=(), upsamplers=()):
+    def __init__(self, resnets, attentions):
         self.resnets, self.attentions = nn.ModuleList(resnets), nn.ModuleList(attentions)
-        self.downsamplers, self.upsamplers = nn.ModuleList(downsamplers), nn.ModuleList(upsamplers)
+        self.downsamplers, self.upsamplers = nn.ModuleList(), nn.ModuleList()
 
 
 class UNet2DModel(nn.Module):
@@ -144,12 +144,13 @@ class UNet2DModel(nn.Module):
                          dropout=config["dropout"])
         attention = partial(Attention, head_dim=config["attention_head_dim"], groups=groups, eps=config["norm_eps"])
 
-        def attentions(kind, c, count):
-            return (attention(c) if "Attn" in kind else nn.Identity() for _ in range(count))
+        def level(kind, inputs, c):
+            return Level([resnet(i, c) for i in inputs],
+                         [attention(c) if "Attn" in kind else nn.Identity() for _ in inputs])
 
-        def resampler(i, kind, c, by, resample, convolution):  # a list of one, none at the last level
-            by_resnet = "Resnet" in kind or "Attn" in kind and by == "resnet"
-            return [] if i == len(channels) - 1 else [resnet(c, c, resample=resample) if by_resnet else convolution(c)]
+        def resampler(kind, by, c, resample, convolution):
+            by_resnet = "Resnet" in kind or ("Attn" in kind and by == "resnet")
+            return resnet(c, c, resample=resample) if by_resnet else convolution(c)
 
         self.conv_in = nn.Conv2d(config["in_channels"], channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], width)
@@ -160,21 +161,22 @@ class UNet2DModel(nn.Module):
         elif class_embed == "timestep":
             self.class_embedding = TimestepEmbedding(channels[0], width)
         self.down_blocks, self.mid_block, self.up_blocks = nn.ModuleList(), None, nn.ModuleList()
-        h, skips, convolution = channels[0], [channels[0]], partial(Downsample2D, padding=config["downsample_padding"])
+        h, skips, last = channels[0], [channels[0]], len(channels) - 1  # channels of h and of the skips
+        convolution = partial(Downsample2D, padding=config["downsample_padding"])
         for i, (kind, c) in enumerate(zip(config["down_block_types"], channels)):
-            resamplers = resampler(i, kind, c, config["downsample_type"], halve, convolution)
-            resnets = [resnet(c if j else h, c) for j in range(layers)]
-            self.down_blocks.append(Level(resnets, attentions(kind, c, layers), downsamplers=resamplers))
-            skips += [c] * (layers + len(resamplers))
+            self.down_blocks.append(down := level(kind, [h] + [c] * (layers - 1), c))
+            if i < last:
+                down.downsamplers.append(resampler(kind, config["downsample_type"], c, halve, convolution))
+            skips += [c] * (layers + len(down.downsamplers))
             h = c
         if config["mid_block_type"]:
             norm = config["attn_norm_num_groups"] or (None if scale_shift else groups)
             between = attention(h, groups=norm, scale=scale) if config["add_attention"] else nn.Identity()
             self.mid_block = Level([resnet(h, h, scale=scale) for _ in range(2)], [between])
         for i, (kind, c) in enumerate(zip(config["up_block_types"], channels[::-1])):
-            resamplers = resampler(i, kind, c, config["upsample_type"], double, Upsample2D)
-            resnets = [resnet((c if j else h) + skips.pop(), c) for j in range(layers + 1)]
-            self.up_blocks.append(Level(resnets, attentions(kind, c, layers + 1), upsamplers=resamplers))
+            self.up_blocks.append(up := level(kind, [(c if j else h) + skips.pop() for j in range(layers + 1)], c))
+            if i < last:
+                up.upsamplers.append(resampler(kind, config["upsample_type"], c, double, Upsample2D))
             h = c
         self.conv_norm_out = NormSiLU(groups, channels[0], config["norm_eps"])
         self.conv_out = nn.Conv2d(channels[0], config["out_channels"], 3, padding=1)
@@ -186,7 +188,7 @@ class UNet2DModel(nn.Module):
 
         Raises FileNotFoundError for what is not there, ValueError for what is damaged or not supported.
         """
-        path = find(directory, "unet", "config.json")
+        path = find_file(directory, "unet", "config.json")
         weights = path.with_name("diffusion_pytorch_model.safetensors")
         pickled = weights.with_suffix(".bin")
         if pickled.is_file() and not weights.is_file():
@@ -269,7 +271,7 @@ def _renamed(state):
     """Weights under diffusers' names of today; attention had others, and 1×1 convolutions for linear maps."""
     renamed = {}
     for name, array in state.items():
-        parts = name.replace(".Conv2d_0.", ".conv.").split(".")  # twins
+        parts = name.replace(".Conv2d_0.", ".conv.").split(".")  # of some, the file has both
         if "attentions" in parts:
             old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.17
             parts[-2] = old.get(parts[-2], parts[-2])
