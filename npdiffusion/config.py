@@ -50,10 +50,12 @@ def check_config(source, config, table):
         if key not in table and not key.startswith("_"):
             raise ValueError(f"{source}: the key {key!r} is not known here; leaving it out could be wrong")
     checked = {}
-    for key, (default, rule) in ((key, entry) for key, entry in table.items() if entry is not IGNORED):
-        checked[key] = value = _plain(config.get(key, default))
-        if not _fits(value, rule):
-            raise ValueError(f"{source}: {key} is {json.dumps(value, default=repr)}; supported: {_said(rule)}")
+    for key, entry in table.items():
+        if entry is not IGNORED:
+            default, rule = entry
+            checked[key] = value = _plain(config.get(key, default))
+            if not _fits(value, rule):
+                raise ValueError(f"{source}: {key} is {json.dumps(value, default=repr)}; supported: {_said(rule)}")
     return checked
 
 
