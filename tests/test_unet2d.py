@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from npdiffusion import Tensor, no_grad, to_device
+from npdiffusion import Tensor, captured, no_grad, to_device
 from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.config import IGNORED
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, scheduler_from_pretrained
@@ -227,12 +227,15 @@ def test_the_golden_output():
 
 
 def test_on_a_gpu(cupy):
-    """t and labels come from the CPU or lie there."""
+    """t comes from the CPU or lies there; a loop is replayed as a CUDA graph."""
     call = load_file(GOLDEN / "call.safetensors")[0]
     model, x = UNet2DModel.from_pretrained(GOLDEN).to("cuda"), Tensor(call["x"], device="cuda")
     with no_grad():
         for t in (call["t"], to_device(call["t"], "cuda")):
             assert_close(model(x, t).cpu().data, call["y"])
+    drawn = [to_device(generate(network, DDIMScheduler(1000), (2, 3, 8, 12), num_inference_steps=5,
+                                generator=np.random.default_rng(0)), "cpu") for network in (model, captured(model))]
+    assert np.array_equal(*drawn)
 
 
 def test_files_in_subdirectories(golden):
