@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from npdiffusion import Tensor, no_grad
+from npdiffusion.config import IGNORED
 from npdiffusion.data import MNIST, SSTEM, DataNotFoundError
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate
 from npdiffusion.metrics import psnr, segmentation_scores
-from npdiffusion.models import (VAE, Classifier, NoiseLevelNet, UNet, load_model, pretrained, save_model,
+from npdiffusion.models import (VAE, Classifier, NoiseLevelNet, UNet, UNet2DModel, load_model, pretrained, save_model,
                                 timestep_embedding)
+from npdiffusion.models.unet2d import CONFIG
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "examples" / "weights"
@@ -97,6 +99,8 @@ def test_sstem_ddpm_cleans_a_section(section):
 # Files
 
 I, F = np.int64, np.float64
+UNET2D = dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+UNET2D_DEFAULTS = [(key, entry) for key, entry in CONFIG.items() if entry is not IGNORED]
 
 
 @pytest.mark.parametrize("model, config", [
@@ -107,8 +111,12 @@ I, F = np.int64, np.float64
      dict(latent=3, channels=(8, 16), hidden=8, in_channels=1, size=32)),
     (lambda: Classifier(I(3), I(1), np.array([8, 16]), F(0.5)),
      dict(num_classes=3, in_channels=1, channels=(8, 16), dropout=0.5)),
+    (lambda: UNet2DModel(block_out_channels=np.array([4, 8]), norm_num_groups=I(4), norm_eps=F(1e-3),
+                         add_attention=np.False_, sample_size=[I(8), I(8)], **UNET2D),
+     {key: default for key, (default, _) in UNET2D_DEFAULTS} | UNET2D
+     | dict(block_out_channels=(4, 8), norm_num_groups=4, norm_eps=1e-3, add_attention=False, sample_size=(8, 8))),
     (lambda: NoiseLevelNet(I(1), np.array([4, 8]), I(8)), dict(in_channels=1, channels=(4, 8), hidden=8)),
-], ids=["UNet", "VAE", "Classifier", "NoiseLevelNet"])
+], ids=["UNet", "VAE", "Classifier", "UNet2DModel", "NoiseLevelNet"])
 def test_networks_built_with_numpy_s_numbers_survive_a_file(tmp_path, model, config):
     model = model()
     save_model(tmp_path / "m.safetensors", model)

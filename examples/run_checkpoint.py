@@ -1,0 +1,124 @@
+"""Draws pictures, or cleans one, with a DDPM checkpoint of diffusers, without PyTorch.
+
+    hf download google/ddpm-cifar10-32 --local-dir ddpm-cifar10-32                     # pip install huggingface_hub
+    python examples/run_checkpoint.py ddpm-cifar10-32 --count 16 --steps 15            # a sheet of new pictures
+    python examples/run_checkpoint.py ddpm-cifar10-32 --image my_picture.png           # and a noisy one of your own
+
+The directory is as diffusers writes it: config.json and diffusion_pytorch_model.safetensors, at its root or in unet/,
+scheduler_config.json at its root or in scheduler/. Pictures go to --out.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from command_line import above_0, add_common, integer, parse
+
+import npdiffusion  # first: it chooses NumPy's BLAS kernels
+import numpy as np
+from PIL import Image
+
+from npdiffusion import Tensor, no_grad
+from npdiffusion.data import noise_sigma, save_png
+from npdiffusion.data.reading import read_frames
+from npdiffusion.diffusion import DDIMScheduler, denoise, generate, scheduler_from_pretrained
+from npdiffusion.models import UNet2DModel
+
+PIXELS = 128 * 128  # in a batch: memory grows with them
+FAST, METHOD = DDIMScheduler, "ddim"  # few steps; DPMSolverMultistepScheduler, "dpm"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="directory that holds it")
+    parser.add_argument("--count", type=integer(1), default=16, help="pictures to draw")
+    parser.add_argument("--steps", type=integer(1), default=15, help="passes of the network for each")
+    parser.add_argument("--image", type=Path, help="a noisy picture to clean, instead of drawing")
+    parser.add_argument("--sigma", type=above_0,
+                        help="its noise: standard deviation in grey levels of 0 to 255 (default: estimated)")
+    add_common(parser, "checkpoint")
+    return parse(parser)
+
+
+def sides(model):
+    """Height and width of the pictures that the network was trained on."""
+    size = model.config["sample_size"]
+    if size is None:
+        raise ValueError("the checkpoint's config.json has no sample_size: add the side of its pictures to it")
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def say_costs(model, shape, steps, count):
+    """What one pass takes, measured, and so all."""
+    start = time.perf_counter()
+    with no_grad():
+        model(Tensor(np.zeros(shape, np.float32), device=model.device), 0, known_labels(model, shape[0]))
+    seconds = (time.perf_counter() - start) / shape[0]
+    weights = sum(p.numel() for p in model.parameters())
+    print(f"{weights:,} weights; a pass takes {seconds:.2g} s a picture, so {steps} for each of {count} take about "
+          f"{count * steps * seconds:.0f} s")
+
+
+def known_labels(model, count):
+    """A class for each picture, in turn, if the network has classes."""
+    return np.arange(count) % model.num_classes if model.num_classes else None
+
+
+def draw(model, scheduler, count, steps):
+    """New pictures (count, C, H, W), in batches of what fits."""
+    height, width = sides(model)
+    labels, batch = known_labels(model, count), min(count, max(1, PIXELS // (height * width)))
+    say_costs(model, (batch, model.config["in_channels"], height, width), steps, count)
+    drawn = []
+    for i in range(0, count, batch):
+        shape = min(batch, count - i), model.config["in_channels"], height, width
+        part = None if labels is None else labels[i:i + batch]
+        drawn.append(generate(model, scheduler, shape, part, num_inference_steps=steps, progress=True))
+    return npdiffusion.to_device(np.concatenate(drawn), "cpu")
+
+
+def load_square(path, channels, height, width):
+    """The middle of a picture as (1, channels, height, width) float32 in [-1, 1]."""
+    frame = next(read_frames(path))
+    pixels = frame.grey() if channels == 1 or frame.values.dtype != np.uint8 else frame.values
+    picture = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
+    factor = min(picture.height / height, picture.width / width)
+    half_height, half_width = factor * height / 2, factor * width / 2
+    y, x = picture.height / 2, picture.width / 2
+    box = x - half_width, y - half_height, x + half_width, y + half_height
+    small = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, box=box), np.float32)
+    return small.reshape(height, width, channels).transpose(2, 0, 1)[None] / 127.5 - 1
+
+
+def clean(model, scheduler, path, sigma, steps):
+    """A picture and what the network makes of it, in a single pass and in several steps: (3, C, H, W)."""
+    height, width = sides(model)
+    picture = load_square(path, model.config["in_channels"], height, width)
+    if sigma is None:
+        sigma = 127.5 * float(np.mean([noise_sigma(channel) for channel in picture[0]]))
+        print(f"noise estimated at {sigma:.1f} grey levels at {height}×{width}; --sigma sets another")
+    level = min(max(sigma / 127.5, scheduler.sigmas[0]), scheduler.sigmas[-1])
+    say_costs(model, picture.shape, steps + 1, 1)
+    smooth = denoise(model, scheduler, picture, sigma=level)
+    sharp = denoise(model, scheduler, picture, sigma=level, method=METHOD, num_inference_steps=steps, progress=True)
+    return np.concatenate([picture, smooth, sharp])
+
+
+def main():
+    args = arguments()
+    model = UNet2DModel.from_pretrained(args.checkpoint).to(args.device)
+    scheduler = scheduler_from_pretrained(args.checkpoint)
+    start = time.perf_counter()
+    if args.image:
+        path, columns = args.out / "cleaned.png", 3
+        pictures = clean(model, scheduler, args.image, args.sigma, args.steps)
+        print("From left to right: yours, one-shot, in steps")
+    else:
+        path, columns = args.out / "drawn.png", None
+        pictures = draw(model, FAST.from_config(scheduler.config), args.count, args.steps)
+    save_png(path, pictures, columns)
+    print(f"{path}, after {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
