@@ -1,4 +1,4 @@
-"""Draws pictures, or cleans one, with a DDPM checkpoint of diffusers, without PyTorch.
+"""Draws pictures, or cleans one, with a DDPM checkpoint of diffusers and DPM-Solver++, without PyTorch.
 
     hf download google/ddpm-cifar10-32 --local-dir ddpm-cifar10-32                     # pip install huggingface_hub
     python examples/run_checkpoint.py ddpm-cifar10-32 --count 16 --steps 15            # a sheet of new pictures
@@ -21,11 +21,10 @@ from PIL import Image
 from npdiffusion import Tensor, no_grad
 from npdiffusion.data import noise_sigma, save_png
 from npdiffusion.data.reading import read_frames
-from npdiffusion.diffusion import DDIMScheduler, denoise, generate, scheduler_from_pretrained
+from npdiffusion.diffusion import DPMSolverMultistepScheduler, denoise, generate, scheduler_from_pretrained
 from npdiffusion.models import UNet2DModel
 
 PIXELS = 128 * 128  # in a batch: memory grows with them
-FAST, METHOD = DDIMScheduler, "ddim"  # few steps; DPMSolverMultistepScheduler, "dpm"
 
 
 def arguments():
@@ -100,7 +99,7 @@ def clean(model, scheduler, path, sigma, steps):
     level = min(max(sigma / 127.5, scheduler.sigmas[0]), scheduler.sigmas[-1])
     say_costs(model, picture.shape, steps + 1, 1)
     smooth = denoise(model, scheduler, picture, sigma=level)
-    sharp = denoise(model, scheduler, picture, sigma=level, method=METHOD, num_inference_steps=steps, progress=True)
+    sharp = denoise(model, scheduler, picture, sigma=level, method="dpm", num_inference_steps=steps, progress=True)
     return np.concatenate([picture, smooth, sharp])
 
 
@@ -115,7 +114,8 @@ def main():
         print("From left to right: yours, one-shot, in steps")
     else:
         path, columns = args.out / "drawn.png", None
-        pictures = draw(model, FAST.from_config(scheduler.config), args.count, args.steps)
+        solver = DPMSolverMultistepScheduler.from_config(scheduler.config | {"use_lu_lambdas": True})
+        pictures = draw(model, solver, args.count, args.steps)
     save_png(path, pictures, columns)
     print(f"{path}, after {time.perf_counter() - start:.1f} s")
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ from PIL import Image
 from npdiffusion import Tensor, captured, no_grad, to_device
 from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.config import IGNORED
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, scheduler_from_pretrained
+from npdiffusion.diffusion import (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate,
+                                   scheduler_from_pretrained)
 from npdiffusion.diffusion.pretrained import SCHEDULERS
 from npdiffusion.models import UNet2DModel, load_model, save_model
 from npdiffusion.models.unet2d import CONFIG
@@ -311,6 +313,11 @@ def test_the_file_decides_on_the_middle_s_norm(golden):
      DDPMScheduler, dict(num_train_timesteps=500)),
     (dict(_class_name="DDIMScheduler", variance_type=None, set_alpha_to_one=False, beta_schedule="squaredcos_cap_v2"),
      DDIMScheduler, dict(set_alpha_to_one=False, beta_schedule="squaredcos_cap_v2", eta=0.0)),
+    (dict(_class_name="DPMSolverMultistepScheduler", use_lu_lambdas=True, lambda_min_clipped=-math.inf,
+          timestep_spacing=None), DPMSolverMultistepScheduler,
+     dict(use_lu_lambdas=True, clip_sample=False, timestep_spacing="linspace")),
+    (dict(_class_name="DPMSolverMultistepScheduler", thresholding=True, sample_max_value=1),
+     DPMSolverMultistepScheduler, dict(use_lu_lambdas=False, clip_sample=True, timestep_spacing="leading")),
     *((change, DDPMScheduler, change) for change in (
         dict(prediction_type="v_prediction", clip_sample=False), dict(steps_offset=1, timestep_spacing="trailing"))),
 ])
@@ -423,6 +430,15 @@ def test_schedulers_that_are_refused(golden, key, value, message):
     with pytest.raises(ValueError, match=message) as info:
         scheduler_from_pretrained(golden)
     assert str(golden / "scheduler_config.json") in str(info.value)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("algorithm_type", "sde-dpmsolver++"), ("solver_order", 3), ("solver_type", "heun"), ("sample_max_value", 1.5),
+    ("use_exponential_sigmas", True)])
+def test_solvers_that_are_refused(golden, key, value):
+    rewrite(golden / "scheduler_config.json", _class_name="DPMSolverMultistepScheduler", **{key: value})
+    with pytest.raises(ValueError, match=f"{key} is .*; supported: "):
+        scheduler_from_pretrained(golden)
 
 
 def test_files_that_are_not_there(golden, tmp_path, monkeypatch):

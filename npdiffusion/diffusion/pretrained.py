@@ -1,7 +1,9 @@
 """The noise schedule that a checkpoint of diffusers was trained with."""
 
+import math
+
 from ..config import IGNORED, find_file, read_config
-from .schedulers import CHOICES, DDIMScheduler, DDPMScheduler
+from .schedulers import CHOICES, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 COMMON = {  # key: (diffusers' default, what is supported), see config.py
     "num_train_timesteps": (1000, int), "beta_schedule": ("linear", CHOICES["beta_schedule"]),
@@ -12,10 +14,22 @@ COMMON = {  # key: (diffusers' default, what is supported), see config.py
     "rescale_betas_zero_snr": (False, False), "thresholding": (False, False), "dynamic_thresholding_ratio": IGNORED,
     "sample_max_value": IGNORED, "tensor_format": IGNORED}
 DDPM = COMMON | {"variance_type": ("fixed_small", CHOICES["variance_type"])}
+DPM = COMMON | {
+    "algorithm_type": ("dpmsolver++", "dpmsolver++"), "solver_type": ("midpoint", CHOICES["solver_type"]),
+    "solver_order": (2, (1, 2)), "lower_order_final": (True, bool), "euler_at_final": (False, False),
+    "use_karras_sigmas": (False, bool),
+    "use_lu_lambdas": (False, bool), "use_exponential_sigmas": (False, False), "use_beta_sigmas": (False, False),
+    "use_flow_sigmas": (False, False), "use_dynamic_shifting": (False, False),
+    "final_sigmas_type": ("zero", CHOICES["final_sigmas_type"]), "lambda_min_clipped": (-math.inf, -math.inf),
+    "timestep_spacing": ("linspace", CHOICES["timestep_spacing"]),
+    "thresholding": (False, bool), "sample_max_value": (1.0, (1, 1.0)),  # which is clipping
+    **dict.fromkeys("clip_sample clip_sample_range variance_type set_alpha_to_one skip_prk_steps flow_shift "
+                    "time_shift_type".split(), IGNORED)}  # of the scheduler that it was made from
 SCHEDULERS = {  # diffusers' class: ours, and what its file may hold
     "DDPMScheduler": (DDPMScheduler, DDPM),
     "GaussianDDPMScheduler": (DDPMScheduler, DDPM | {"timesteps": (1000, int)}),  # of early 2022
-    "DDIMScheduler": (DDIMScheduler, COMMON | {"set_alpha_to_one": (True, bool)})}
+    "DDIMScheduler": (DDIMScheduler, COMMON | {"set_alpha_to_one": (True, bool)}),
+    "DPMSolverMultistepScheduler": (DPMSolverMultistepScheduler, DPM)}
 
 
 def scheduler_from_pretrained(directory):
@@ -27,6 +41,7 @@ def scheduler_from_pretrained(directory):
     path = find_file(directory, "scheduler", "scheduler_config.json")
     name, config = read_config(path, {name: table for name, (_, table) in SCHEDULERS.items()})
     config["num_train_timesteps"] = config.pop("timesteps", config["num_train_timesteps"])
+    config.setdefault("clip_sample", config["thresholding"])
     try:
         return SCHEDULERS[name][0].from_config(config)
     except ValueError as error:
