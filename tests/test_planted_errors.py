@@ -49,9 +49,9 @@ def wrong_axis(patch):
     tamper(patch, "log_softmax", wrong)
 
 
-@planted("mean")
-def missing_scale(patch):
-    tamper(patch, "mean", lambda g, grads, args: (np.ones_like(args[0].data) * grads[0] * grads[0].size,))
+@planted("sum")
+def scaled(patch):
+    tamper(patch, "sum", lambda g, grads, args: (grads[0] * 1.001,))
 
 
 @planted("var")

@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import arrays, as_tensor, check_float, check_tensor, needs
+from ._arguments import arrays, as_tensor, check_tensor, floats, needs
 
 
 def _operands(op, input, other):
@@ -81,22 +81,21 @@ def pow(input, exponent):
 
 def exp(input):
     """e^input."""
-    check_float("exp", input=input)
-    y = array_module(input.data).exp(input.data)
+    [x] = floats("exp", input=input)
+    y = array_module(x).exp(x)
     return record(y, "exp", (input,), lambda g: (g * y,))
 
 
 def log(input):
     """The natural logarithm."""
-    check_float("log", input=input)
-    x = input.data
+    [x] = floats("log", input=input)
     return record(array_module(x).log(x), "log", (input,), lambda g: (g / x,))
 
 
 def sqrt(input):
     """√input; the gradient 1/(2√x) is infinite at 0, as in PyTorch."""
-    check_float("sqrt", input=input)
-    y = array_module(input.data).sqrt(input.data)
+    [x] = floats("sqrt", input=input)
+    y = array_module(x).sqrt(x)
     return record(y, "sqrt", (input,), lambda g: (g / (2 * y),))
 
 

@@ -5,7 +5,7 @@ from collections import namedtuple
 
 from ..device import array_module
 from ..tensor import Tensor, record
-from ._arguments import axes_of, axis_of, check_float, check_tensor
+from ._arguments import axes_of, axis_of, check_tensor, floats
 from .arithmetic import maximum, minimum
 from .shape import to
 
@@ -31,11 +31,8 @@ def sum(input, dim=None, keepdim=False, dtype=None):
 def mean(input, dim=None, keepdim=False, dtype=None):
     """The mean over the axes ``dim`` (all by default), as ``dtype`` if given."""
     input = to(input, dtype, "mean")
-    check_float("mean", input=input)
-    shape, axes = input.shape, axes_of(dim, input.ndim)
-    count = math.prod([shape[a] for a in axes])
-    return record(input.data.mean(axes, keepdims=keepdim), "mean", (input,),
-                  lambda g: (_spread(g / count, shape, axes, keepdim),))
+    floats("mean", input=input)
+    return sum(input, dim, keepdim) / math.prod([input.shape[a] for a in axes_of(dim, input.ndim)])
 
 
 def var(input, dim=None, correction=1, keepdim=False, unbiased=None):
@@ -43,11 +40,11 @@ def var(input, dim=None, correction=1, keepdim=False, unbiased=None):
 
     unbiased: the older way to say correction=1 (True) or 0 (False), also alone: var(input, False).
     """
-    check_float("var", input=input)
+    [x] = floats("var", input=input)
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     correction = 1 if correction is None else float(correction) if unbiased is None else int(unbiased)
-    x, axes = input.data, axes_of(dim, input.ndim)
+    axes = axes_of(dim, input.ndim)
     count = math.prod([x.shape[a] for a in axes]) - correction
     if count <= 0:
         raise ValueError(f"var over {count + correction:g} element(s) with correction={correction:g} is undefined")

@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, is_device, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import axes_of, axis_of, check_float, check_tensor, ints
+from ._arguments import axes_of, axis_of, check_tensor, floats, ints
 
 
 def _ints(numbers):
@@ -133,7 +133,7 @@ def pad(input, pad, mode="constant", value=0.0):
 
     Only mode="constant" is supported; negative numbers crop, as in PyTorch.
     """
-    check_float("pad", input=input)
+    floats("pad", input=input)
     if mode != "constant":
         raise ValueError(f"pad supports mode='constant' only, got {mode!r}")
     if not hasattr(pad, "__len__") or len(pad) % 2 or len(pad) > 2 * input.ndim:
