@@ -22,10 +22,13 @@ def as_tensor(x, like=None):
 
 
 def arrays(op, *tensors):
-    """The Tensors' arrays, all on one device; TypeError if they are not.
+    """The Tensors' arrays; TypeError unless all are Tensors, on one device.
 
     Beside Tensors on a GPU, one of the CPU with no axes and no gradient is a number, and comes as a NumPy scalar.
     """
+    for x in tensors:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{op} expects a Tensor, got {type(x).__name__}; wrap it: Tensor(...)")
     if all([isinstance(x.data, np.ndarray) for x in tensors]):
         return [x.data for x in tensors]
     numbers = [x.device == "cpu" and not x.ndim and not x.requires_grad for x in tensors]
@@ -69,14 +72,6 @@ def pair(value, name, least=1):
     if min(a, b) < least:
         raise ValueError(f"{name} must be an integer or a pair of integers, at least {least}; got {value!r}")
     return a, b
-
-
-def check_tensor(op, *inputs):
-    """TypeError unless all inputs are Tensors, on one device."""
-    for x in inputs:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{op} expects a Tensor, got {type(x).__name__}; wrap it: Tensor(...)")
-    _check_devices(op, inputs)
 
 
 def floats(op, **tensors):

@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import arrays, as_tensor, check_tensor, floats, needs
+from ._arguments import arrays, as_tensor, floats, needs
 
 
 def _operands(op, input, other):
@@ -57,8 +57,8 @@ def div(input, other):
 
 def neg(input):
     """−input."""
-    check_tensor("neg", input)
-    return record(-input.data, "neg", (input,), lambda g: (-g,))
+    [x] = arrays("neg", input)
+    return record(-x, "neg", (input,), lambda g: (-g,))
 
 
 def pow(input, exponent):
@@ -101,8 +101,7 @@ def sqrt(input):
 
 def abs(input):
     """|input|; the gradient at 0 is 0."""
-    check_tensor("abs", input)
-    x = input.data
+    [x] = arrays("abs", input)
     xp = array_module(x)
     return record(xp.abs(x), "abs", (input,), lambda g: (weighted(xp.sign(x), g),))
 
@@ -112,7 +111,7 @@ def clamp(input, min=None, max=None):
 
     The gradient goes to the limit where it is reached over, else (and where they are equal) to input.
     """
-    check_tensor("clamp", input)
+    arrays("clamp", input)
     if min is None and max is None:
         raise ValueError("clamp needs min, max or both")
     for limit in (min, max):  # also a limit can make floats of integers

@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import record
-from ._arguments import as_tensor, check_affine, check_probability, check_tensor, floats
+from ._arguments import arrays, as_tensor, check_affine, check_probability, floats
 from .activation import dropout_mask
 
 
@@ -86,13 +86,13 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
                          f"{query.shape}, {key.shape}, {value.shape}")
     if is_causal and attn_mask is not None:
         raise ValueError("attention takes attn_mask or is_causal=True, not both")
+    mask, need_mask = None, False
     if attn_mask is not None:
         attn_mask = as_tensor(attn_mask)
-        check_tensor(op, query, attn_mask)
-        if attn_mask.dtype not in (bool, query.dtype):
-            raise TypeError(f"attention expects attn_mask of dtype bool or {query.dtype}, got {attn_mask.dtype}")
+        [_, mask], need_mask = arrays(op, query, attn_mask), attn_mask.requires_grad
+        if mask.dtype not in (bool, q.dtype):
+            raise TypeError(f"attention expects attn_mask of dtype bool or {q.dtype}, got {mask.dtype}")
     check_probability(op, dropout_p)
-    mask, need_mask = (None, False) if attn_mask is None else (attn_mask.data, attn_mask.requires_grad)
     xp, scale = array_module(q), 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
     if is_causal:
         mask = xp.tri(q.shape[-2], k.shape[-2], dtype=bool)

@@ -5,7 +5,7 @@ from collections import namedtuple
 
 from ..device import array_module
 from ..tensor import Tensor, record
-from ._arguments import axes_of, axis_of, check_tensor, floats
+from ._arguments import arrays, axes_of, axis_of, floats
 from .arithmetic import maximum, minimum
 from .shape import to
 
@@ -68,8 +68,7 @@ def min(input, dim=None, keepdim=False):
 
 
 def _extreme(name, input, dim, keepdim):
-    check_tensor(name, input)
-    x = input.data
+    [x] = arrays(name, input)
     xp = array_module(x)
     if dim is None:
         y = getattr(x, name)()
