@@ -95,12 +95,6 @@ def _check_devices(op, tensors):
             raise TypeError(f"{op} got inputs on different devices: {devices}; bring them together with .to()")
 
 
-def check_not_empty(op, input):
-    """ValueError if input has no elements."""
-    if not input.data.size:
-        raise ValueError(f"{op}: an input of shape {input.shape} has no elements")
-
-
 def check_affine(op, shape, **parameters):
     """ValueError unless the Tensors (None is allowed) have this shape."""
     for name, p in parameters.items():
@@ -159,7 +153,8 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
     """
     transposed = output_padding is not None
     arrays = image_floats(op, input, weight=weight, bias=bias)
-    check_not_empty(op, input)
+    if not input.data.size:
+        raise ValueError(f"{op}: an input of shape {input.shape} has no elements")
     if weight.ndim != 4:
         shape = "(C_in, C_out/groups, kh, kw)" if transposed else "(C_out, C_in/groups, kh, kw)"
         raise ValueError(f"{op} expects a weight of shape {shape}, got {weight.shape}")

@@ -3,7 +3,7 @@
 from ..device import array_module
 from ..kernels import kernels
 from ..tensor import record
-from ._arguments import check_affine, check_groups, check_not_empty, floats, ints
+from ._arguments import check_affine, check_groups, floats, ints
 
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
@@ -40,9 +40,8 @@ def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
     if not n:  # as of one sample, the sum of none
         conditions = None if scale_shift is None else scale_shift.sum(0, keepdim=True)
         return _group_norm(op, input.sum(0, keepdim=True), num_groups, weight, bias, conditions, eps, silu)[:0]
-    check_not_empty(op, input)
     eps = float(eps)  # one of NumPy's would make float64 of float32
-    if input.data.size == num_groups:
+    if x.size <= num_groups:
         raise ValueError(f"{op} expects more than one value in a group, got an input of shape {shape} in {num_groups} "
                          "groups: take fewer groups or more samples")
     x = x if x.ndim == 4 else x.reshape(n, c, -1, 1)
