@@ -109,8 +109,7 @@ class Training:
             while self.step < self.steps and not stops.any():
                 started = time.perf_counter()
                 self.losses.append(self.train_step(descend))
-                stops = distributed.all_gather(np.array([len(requests)]))
-                save = distributed.broadcast(lambda: time.monotonic() > save_at)
+                stops, late = distributed.all_gather(np.array([[len(requests), time.monotonic() > save_at]])).T
                 row = self.step % LOG_EVERY == 0 or self.step == self.steps
                 mean = float(np.mean([float(x) for x in self.losses])) if row else 0.0
                 self.seconds += time.perf_counter() - started
@@ -123,7 +122,7 @@ class Training:
                     self.losses.clear()
                 if self.step % COMPARE_EVERY == 0:
                     self.compare_ranks()
-                if self.step < self.steps and save:
+                if self.step < self.steps and late[0]:  # by rank 0's clock
                     self.write(out, report, title)
                     save_at = time.monotonic() + save_minutes * 60
         if self.step < self.steps:
