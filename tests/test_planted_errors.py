@@ -177,12 +177,12 @@ def scale_and_shift_exchanged(patch):
 
 @planted("embedding")
 def repeated_rows_overwritten(patch):
-    def wrong(g, grads, args):
-        dw = np.zeros_like(grads[0])
-        dw[args[0].data] = g
-        return (dw,)
+    def wrong(shape, index, g):
+        dw = np.zeros(shape, g.dtype)
+        dw[index] = g
+        return dw
 
-    tamper(patch, "embedding", wrong)
+    patch.setattr(kernels, "add_at", wrong)
 
 
 @planted("maximum")
