@@ -54,15 +54,6 @@ def scaled(patch):
     tamper(patch, "sum", lambda g, grads, args: (grads[0] * 1.001,))
 
 
-@planted("var")
-def uncorrected_scale(patch):
-    def wrong(g, grads, args):
-        n = max(args[0].data.size, 2)
-        return (grads[0] * (n - 1) / n,)
-
-    tamper(patch, "var", wrong)
-
-
 def change_settings(patch, kernel, change):
     right = getattr(kernels, kernel)
     patch.setattr(kernels, kernel, lambda *args, **options: right(*change(*args), **options))
