@@ -90,11 +90,7 @@ def to_device(array, device):
 
 
 def copy_into(own, arrays, what, strict=True):
-    """Copy named arrays of any device (or what NumPy takes for one, as PyTorch's CPU tensors) into ``own``, in place.
-
-    Raises KeyError if names are missing or unexpected (with ``strict``), ValueError if a shape differs; then nothing
-    is copied. what: how the message begins.
-    """
+    """Copy named arrays into ``own``, in place, as ``Module.load_state_dict`` says. what: how its errors begin."""
     missing, unexpected = [k for k in own if k not in arrays], [k for k in arrays if k not in own]
     if strict and (missing or unexpected):
         raise KeyError(f"{what}: missing {missing}, unexpected {unexpected}")

@@ -37,15 +37,15 @@ class Journal:
                     file.write(header.encode())
             return self.path.read_text(errors="replace")
 
-        found, *blocks = distributed.broadcast(text).split("\n") if path else [header]
+        found, *self.noted = distributed.broadcast(text).split("\n") if path else [header]
         if found != header:
             raise ValueError(f"{path} is the journal of other work: expected {header}, got {found[:200]}; to go on "
                              "with that, give the same arguments as then; to begin anew, remove the file")
-        self.noted = {name: checksum for name, _, checksum in (block.partition(" ") for block in blocks)}
 
     def unfinished(self, blocks):
         """Those of the blocks (start, stop) that are still to be done; the same for all ranks."""
-        return distributed.broadcast(lambda: [block for block in blocks if not self._holds(*block)])
+        return distributed.broadcast(lambda: [block for block in blocks if not self.noted  # then nothing is read
+                                              or self._note(*block) not in self.noted])
 
     def add(self, start, stop):
         """Note that rows start … stop - 1 are finished."""
@@ -53,7 +53,7 @@ class Journal:
             self.array.flush()
         if self.path:
             with open(self.path, "a") as file:  # a line of its own, whatever became of the last one
-                file.write(f"\n{start}:{stop} {self._checksum(start, stop)}")
+                file.write(f"\n{self._note(start, stop)}")
 
     def remove(self):
         """All is done: wait for the other ranks, and remove the file."""
@@ -61,9 +61,6 @@ class Journal:
         if self.path and distributed.get_rank() == 0:
             self.path.unlink()
 
-    def _holds(self, start, stop):
-        name = f"{start}:{stop}"
-        return name in self.noted and self.noted[name] == self._checksum(start, stop)
-
-    def _checksum(self, start, stop):
-        return f"{zlib.crc32(np.ascontiguousarray(self.array[..., start:stop, :])):08x}"
+    def _note(self, start, stop):
+        """The line for a block as it is in the array."""
+        return f"{start}:{stop} {zlib.crc32(np.ascontiguousarray(self.array[..., start:stop, :])):08x}"

@@ -1,7 +1,6 @@
 """A training that shows its progress, saves itself, and goes on bit for bit where it was stopped."""
 
 import json
-import math
 import os
 import signal
 import time
@@ -67,7 +66,6 @@ class Training:
         self.optimizer = AdamW(model.parameters(), lr, weight_decay=weight_decay)
         self.ema = EMA(model, ema)
         self.step, self.seconds, self.position = 0, 0.0, 0
-        self.ranks, self.stop, self.save_at = distributed.get_world_size(), [], math.inf
         self.order = self.rng.permutation(count)
         self.log = []  # rows (step, seconds, mean loss since the row before, learning rate)
         self.losses = []  # since the last row, arrays as they come: on a GPU nothing waits for them
@@ -103,16 +101,15 @@ class Training:
         elif distributed.broadcast(checkpoint.exists):
             raise SystemExit(f"{checkpoint} exists: go on with --resume, or choose another --out")
         descend = self.descent(loss, batch, cuda_graph)
-        finished, stopping = self.step >= self.steps, False
-        self.save_at = time.monotonic() + save_minutes * 60
+        finished, stops = self.step >= self.steps, np.zeros(1)  # how often each rank was asked to stop
+        save_at = time.monotonic() + save_minutes * 60
         self.compare_ranks()
-        with stop_requests() as self.stop, tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
-                                                unit="img", unit_scale=True, smoothing=0.05) as bar:
-            while self.step < self.steps and not stopping:
+        with stop_requests() as requests, tqdm(total=self.steps * self.batch_size, initial=self.step * self.batch_size,
+                                               unit="img", unit_scale=True, smoothing=0.05) as bar:
+            while self.step < self.steps and not stops.any():
                 started = time.perf_counter()
                 self.losses.append(self.train_step(descend))
-                *stop, save = self.asked if self.ranks > 1 else self.asks()
-                stopping = any(stop)
+                stops, late = distributed.all_gather(np.array([[len(requests), time.monotonic() > save_at]])).T
                 row = self.step % LOG_EVERY == 0 or self.step == self.steps
                 mean = float(np.mean([float(x) for x in self.losses])) if row else 0.0
                 self.seconds += time.perf_counter() - started
@@ -125,12 +122,12 @@ class Training:
                     self.losses.clear()
                 if self.step % COMPARE_EVERY == 0:
                     self.compare_ranks()
-                if self.step < self.steps and save:
+                if self.step < self.steps and late[0]:  # by rank 0's clock
                     self.write(out, report, title)
-                    self.save_at = time.monotonic() + save_minutes * 60
+                    save_at = time.monotonic() + save_minutes * 60
         if self.step < self.steps:
             self.save(checkpoint)
-            by = f", as rank {np.argmax(stop)} was asked to" if self.ranks > 1 else ""
+            by = f", as rank {stops.argmax()} was asked to" if len(stops) > 1 else ""
             raise SystemExit(f"stopped at step {self.step} of {self.steps}{by}; go on with --resume")
         if not finished:
             self.write(out, report, title)
@@ -169,29 +166,15 @@ class Training:
             return value
 
         def descend(*arrays):
-            return update(*self.sum_over_ranks(gradients(*arrays)))
+            return update(*distributed.all_reduce_coalesced(gradients(*arrays)))
 
-        if cuda_graph and self.ranks == 1:
+        if cuda_graph and distributed.get_world_size() == 1:
             descend = captured(descend, self.model)
         elif cuda_graph:  # what ranks send is no part of a graph
             gradients, update = captured(gradients, self.model), captured(update, self.model)
         if batch is None:
             return lambda index: descend(index[mine])
         return lambda index: descend(*(to_device(a[mine], self.model.device) for a in batch(index)))
-
-    def sum_over_ranks(self, arrays):
-        """The sums of loss and gradients, in one message with those of ``asks``."""
-        if self.ranks == 1:
-            return arrays
-        *sums, asked = distributed.all_reduce_coalesced([*arrays, to_device(self.asks(), self.model.device)])
-        self.asked = to_device(asked, "cpu")
-        return sums
-
-    def asks(self):
-        """Whether a rank was asked to stop, a number for each, and whether it is time to save, by rank 0's clock."""
-        asks, rank = np.zeros(self.ranks + 1, np.float32), distributed.get_rank()
-        asks[rank], asks[-1] = len(self.stop) > 0, rank == 0 and time.monotonic() > self.save_at
-        return asks
 
     def compare_ranks(self):
         """RuntimeError if weights or averages of a rank are not the others'."""

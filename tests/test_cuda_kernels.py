@@ -470,12 +470,6 @@ def test_products(data):
     assert_close(product(a, b, bias, scale), expected)
 
 
-@pytest.mark.parametrize("shapes", [((3,), (3,)), ((3,), (3, 5)), ((4, 3), (3,)), ((3,), (2, 3, 5)), ((2, 4, 3), (3,))])
-def test_products_of_vectors(shapes):
-    a, b = (np.random.default_rng(0).standard_normal(shape) for shape in shapes)
-    assert_close(cuda.matmul(a, b), np.asarray(a @ b))
-
-
 @SOME
 @given(st.data())
 def test_linear(data):

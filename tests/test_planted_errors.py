@@ -49,18 +49,9 @@ def wrong_axis(patch):
     tamper(patch, "log_softmax", wrong)
 
 
-@planted("mean")
-def missing_scale(patch):
-    tamper(patch, "mean", lambda g, grads, args: (np.ones_like(args[0].data) * grads[0] * grads[0].size,))
-
-
-@planted("var")
-def uncorrected_scale(patch):
-    def wrong(g, grads, args):
-        n = max(args[0].data.size, 2)
-        return (grads[0] * (n - 1) / n,)
-
-    tamper(patch, "var", wrong)
+@planted("sum")
+def scaled(patch):
+    tamper(patch, "sum", lambda g, grads, args: (grads[0] * 1.001,))
 
 
 def change_settings(patch, kernel, change):
@@ -177,12 +168,12 @@ def scale_and_shift_exchanged(patch):
 
 @planted("embedding")
 def repeated_rows_overwritten(patch):
-    def wrong(g, grads, args):
-        dw = np.zeros_like(grads[0])
-        dw[args[0].data] = g
-        return (dw,)
+    def wrong(shape, index, g):
+        dw = np.zeros(shape, g.dtype)
+        dw[index] = g
+        return dw
 
-    tamper(patch, "embedding", wrong)
+    patch.setattr(kernels, "add_at", wrong)
 
 
 @planted("maximum")

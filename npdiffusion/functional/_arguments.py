@@ -21,16 +21,14 @@ def as_tensor(x, like=None):
     return Tensor(x)
 
 
-def array(x):
-    """The Tensor's array, or None."""
-    return None if x is None else x.data
-
-
 def arrays(op, *tensors):
-    """The Tensors' arrays, all on one device; TypeError if they are not.
+    """The Tensors' arrays; TypeError unless all are Tensors, on one device.
 
     Beside Tensors on a GPU, one of the CPU with no axes and no gradient is a number, and comes as a NumPy scalar.
     """
+    for x in tensors:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{op} expects a Tensor, got {type(x).__name__}; wrap it: Tensor(...)")
     if all([isinstance(x.data, np.ndarray) for x in tensors]):
         return [x.data for x in tensors]
     numbers = [x.device == "cpu" and not x.ndim and not x.requires_grad for x in tensors]
@@ -76,16 +74,8 @@ def pair(value, name, least=1):
     return a, b
 
 
-def check_tensor(op, *inputs):
-    """TypeError unless all inputs are Tensors, on one device."""
-    for x in inputs:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{op} expects a Tensor, got {type(x).__name__}; wrap it: Tensor(...)")
-    _check_devices(op, inputs)
-
-
-def check_float(op, **tensors):
-    """TypeError unless all the Tensors (None is allowed) have one and the same floating dtype and device."""
+def floats(op, **tensors):
+    """The Tensors' arrays (None of None); TypeError unless all have one and the same floating dtype and device."""
     given = {name: x for name, x in tensors.items() if x is not None}
     for name, x in given.items():
         if not isinstance(x, Tensor):
@@ -95,6 +85,7 @@ def check_float(op, **tensors):
         dtypes = ", ".join(f"{name} {x.dtype}" for name, x in given.items())
         raise TypeError(f"{op} needs one floating-point dtype for all of its inputs, got {dtypes}")
     _check_devices(op, given.values())
+    return [None if x is None else x.data for x in tensors.values()]
 
 
 def _check_devices(op, tensors):
@@ -102,12 +93,6 @@ def _check_devices(op, tensors):
         if type(x.data) is not np.ndarray and len({x.device for x in tensors}) > 1:
             devices = ", ".join(x.device for x in tensors)
             raise TypeError(f"{op} got inputs on different devices: {devices}; bring them together with .to()")
-
-
-def check_not_empty(op, input):
-    """ValueError if input has no elements."""
-    if not input.data.size:
-        raise ValueError(f"{op}: an input of shape {input.shape} has no elements")
 
 
 def check_affine(op, shape, **parameters):
@@ -152,22 +137,24 @@ def of_images(op):
     return of_any
 
 
-def check_image(op, input, **others):
-    """ValueError unless input is (N, C, H, W), or was (C, H, W); and ``check_float``, with others."""
-    check_float(op, input=input, **others)
+def image_floats(op, input, **others):
+    """The Tensors' arrays, by ``floats``; ValueError unless input is (N, C, H, W), or was (C, H, W)."""
+    arrays = floats(op, input=input, **others)
     if input.ndim != 4:
         raise ValueError(f"{op} expects an input of shape (N, C, H, W) or (C, H, W), got {input.shape}")
+    return arrays
 
 
 def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, output_padding=None):
     """A convolution's arguments, checked and as the kernels take them; a transposed one's with ``output_padding``.
 
-    Returns the result's size, then stride, padding in front (top, left), dilation (pairs), and groups. Raises as the
-    ops, where the formulas for the size stand.
+    Returns the arrays, the result's size, stride, padding in front (top, left), dilation (pairs), and groups. Raises as
+    the ops, where the formulas for the size stand.
     """
     transposed = output_padding is not None
-    check_image(op, input, weight=weight, bias=bias)
-    check_not_empty(op, input)
+    arrays = image_floats(op, input, weight=weight, bias=bias)
+    if not input.data.size:
+        raise ValueError(f"{op}: an input of shape {input.shape} has no elements")
     if weight.ndim != 4:
         shape = "(C_in, C_out/groups, kh, kw)" if transposed else "(C_out, C_in/groups, kh, kw)"
         raise ValueError(f"{op} expects a weight of shape {shape}, got {weight.shape}")
@@ -197,15 +184,15 @@ def conv_geometry(op, input, weight, bias, stride, padding, dilation, groups, ou
     if min(size) < 1:
         reason = "leaves no output" if transposed else f"makes it smaller than the kernel {tuple(kernel)}"
         raise ValueError(f"{op}: padding {padding!r} of an input {input.shape} {reason} with dilation {dilation}")
-    return size, stride, front, dilation, groups
+    return arrays, size, stride, front, dilation, groups
 
 
 def pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode):
-    """A pooling's arguments, checked: the result's size, then kernel, stride, padding in front and dilation (pairs).
+    """A pooling's arguments, checked: array, the result's size, kernel, stride, padding in front and dilation (pairs).
 
     The size is as in ``max_pool2d``, but every window must start inside the input or the padding in front of it.
     """
-    check_image(op, input)
+    [x] = image_floats(op, input)
     kernel = pair(kernel_size, "kernel_size")
     stride = kernel if stride is None or isinstance(stride, (tuple, list)) and not stride else pair(stride, "stride")
     padding, dilation = pair(padding, "padding", least=0), pair(dilation, "dilation")
@@ -219,4 +206,4 @@ def pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode):
     if min(size) < 1:
         raise ValueError(f"{op}: an input of shape {input.shape} with padding {padding} is smaller than "
                          f"the kernel {kernel} with dilation {dilation}")
-    return tuple(size), kernel, stride, padding, dilation
+    return x, tuple(size), kernel, stride, padding, dilation

@@ -6,16 +6,15 @@ from ..device import array_module, device_of, to_device
 from ..kernels import kernels
 from ..random import default_generator
 from ..tensor import record
-from ._arguments import axis_of, check_float, check_not_in_place, check_probability
+from ._arguments import axis_of, check_not_in_place, check_probability, floats
 from .arithmetic import weighted
 from .shape import to
 
 
 def relu(input, inplace=False):
     """max(input, 0); the gradient at 0 is 0."""
-    check_float("relu", input=input)
     check_not_in_place("relu", inplace)
-    x = input.data
+    [x] = floats("relu", input=input)
     xp = array_module(x)
     return record(xp.maximum(x, 0), "relu", (input,), lambda g: (xp.where(x > 0, g, 0),))
 
@@ -30,23 +29,22 @@ def logistic(x):
 
 def sigmoid(input):
     """σ(x) = 1/(1 + e^−x)."""
-    check_float("sigmoid", input=input)
-    y = logistic(input.data)
+    [x] = floats("sigmoid", input=input)
+    y = logistic(x)
     return record(y, "sigmoid", (input,), lambda g: (g * y * (1 - y),))
 
 
 def silu(input, inplace=False):
     """x·σ(x) (Elfwing et al. 2018; also "swish")."""
-    check_float("silu", input=input)
     check_not_in_place("silu", inplace)
-    x = input.data
+    [x] = floats("silu", input=input)
     return record(kernels(x).silu(x), "silu", (input,), lambda g: (kernels(g).silu_backward(g, x),))
 
 
 def tanh(input):
     """The hyperbolic tangent."""
-    check_float("tanh", input=input)
-    y = array_module(input.data).tanh(input.data)
+    [x] = floats("tanh", input=input)
+    y = array_module(x).tanh(x)
     return record(y, "tanh", (input,), lambda g: (g * (1 - y * y),))
 
 
@@ -55,10 +53,9 @@ def gelu(input, approximate="none"):
 
     approximate="tanh": Φ(x) ≈ (1 + tanh u)/2, u = √(2/π)·(x + 0.044715·x³) (their sec. 2).
     """
-    check_float("gelu", input=input)
+    [x] = floats("gelu", input=input)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu expects approximate='none' or 'tanh', got {approximate!r}")
-    x = input.data
     xp = array_module(x)
     near = xp.clip(x, -100, 100)  # beyond, Φ is 0 or 1 and its slope 0, also times ∞
     if approximate == "none":
@@ -78,8 +75,7 @@ def gelu(input, approximate="none"):
 
 def softplus(input, beta=1.0, threshold=20.0):
     """log(1 + e^βx)/β, computed as (max(βx, 0) + log(1 + e^−|βx|))/β; x itself where βx > threshold."""
-    check_float("softplus", input=input)
-    x, beta = input.data, float(beta)
+    [x], beta = floats("softplus", input=input), float(beta)
     xp = array_module(x)
     linear = beta * x > threshold
     y = xp.where(linear, x, (xp.maximum(beta * x, 0) + xp.log1p(xp.exp(-xp.abs(beta * x)))) / beta)
@@ -89,8 +85,8 @@ def softplus(input, beta=1.0, threshold=20.0):
 def softmax(input, dim, dtype=None):
     """e^x / Σ e^x along ``dim``, as ``dtype`` if given."""
     input, dim = to(input, dtype, "softmax"), axis_of(dim, input.ndim)
-    check_float("softmax", input=input)
-    x = input.data.reshape(input.shape or 1)  # a number as one of one
+    [x] = floats("softmax", input=input)
+    x = x.reshape(input.shape or 1)  # a number as one of one
     y = kernels(x).softmax(x, dim)
     return record(y.reshape(input.shape), "softmax", (input,),
                   lambda g: (kernels(g).softmax_backward(g.reshape(y.shape), y, dim),))
@@ -99,8 +95,7 @@ def softmax(input, dim, dtype=None):
 def log_softmax(input, dim, dtype=None):
     """x − log Σ e^x along ``dim``, as ``dtype`` if given."""
     input, axis = to(input, dtype, "log_softmax"), axis_of(dim, input.ndim)
-    check_float("log_softmax", input=input)
-    x, axes = input.data, (axis,)[:input.ndim]  # a number has none
+    [x], axes = floats("log_softmax", input=input), (axis,)[:input.ndim]  # a number has none
     xp = array_module(x)
     shifted = x - x.max(axes, keepdims=True) if x.size else x
     y = shifted - xp.log(xp.exp(shifted).sum(axes, keepdims=True))
@@ -113,12 +108,11 @@ def dropout(input, p=0.5, training=True, inplace=False, generator=None):
     Not in training (or with p = 0) it returns input itself. Draws from ``generator``, else from the library's generator
     of the input's device.
     """
-    check_float("dropout", input=input)
+    [x] = floats("dropout", input=input)
     check_probability("dropout", p)
     check_not_in_place("dropout", inplace)
     if not training or p == 0:
         return input
-    x = input.data
     mask = dropout_mask(array_module(x).empty_like(x), p, generator)  # in the input's memory layout
     return record(weighted(mask, x), "dropout", (input,), lambda g: (weighted(mask, g),))
 

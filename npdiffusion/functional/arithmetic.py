@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import arrays, as_tensor, check_float, check_tensor, needs
+from ._arguments import arrays, as_tensor, floats, needs
 
 
 def _operands(op, input, other):
@@ -57,8 +57,8 @@ def div(input, other):
 
 def neg(input):
     """−input."""
-    check_tensor("neg", input)
-    return record(-input.data, "neg", (input,), lambda g: (-g,))
+    [x] = arrays("neg", input)
+    return record(-x, "neg", (input,), lambda g: (-g,))
 
 
 def pow(input, exponent):
@@ -81,29 +81,27 @@ def pow(input, exponent):
 
 def exp(input):
     """e^input."""
-    check_float("exp", input=input)
-    y = array_module(input.data).exp(input.data)
+    [x] = floats("exp", input=input)
+    y = array_module(x).exp(x)
     return record(y, "exp", (input,), lambda g: (g * y,))
 
 
 def log(input):
     """The natural logarithm."""
-    check_float("log", input=input)
-    x = input.data
+    [x] = floats("log", input=input)
     return record(array_module(x).log(x), "log", (input,), lambda g: (g / x,))
 
 
 def sqrt(input):
     """√input; the gradient 1/(2√x) is infinite at 0, as in PyTorch."""
-    check_float("sqrt", input=input)
-    y = array_module(input.data).sqrt(input.data)
+    [x] = floats("sqrt", input=input)
+    y = array_module(x).sqrt(x)
     return record(y, "sqrt", (input,), lambda g: (g / (2 * y),))
 
 
 def abs(input):
     """|input|; the gradient at 0 is 0."""
-    check_tensor("abs", input)
-    x = input.data
+    [x] = arrays("abs", input)
     xp = array_module(x)
     return record(xp.abs(x), "abs", (input,), lambda g: (weighted(xp.sign(x), g),))
 
@@ -113,7 +111,7 @@ def clamp(input, min=None, max=None):
 
     The gradient goes to the limit where it is reached over, else (and where they are equal) to input.
     """
-    check_tensor("clamp", input)
+    arrays("clamp", input)
     if min is None and max is None:
         raise ValueError("clamp needs min, max or both")
     for limit in (min, max):  # also a limit can make floats of integers

@@ -2,7 +2,7 @@
 
 from ..kernels import kernels
 from ..tensor import record
-from ._arguments import array, conv_geometry, needs, of_images
+from ._arguments import conv_geometry, needs, of_images
 
 
 @of_images
@@ -24,9 +24,9 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     or in which a pixel (a vector of channels) is more than 84 times as large as another, is computed directly, and so
     are gradients of arrays that are not finite. Finite gradients are not: beside 1e6 those of 1 may be off by 1.
     """
-    size, *geometry = conv_geometry("conv2d", input, weight, bias, stride, padding, dilation, groups)
-    x, w, needed = input.data, weight.data, needs(input, weight, bias)
-    return record(kernels(x).conv2d(x, w, array(bias), size, *geometry), "conv2d", (input, weight, bias),
+    (x, w, b), size, *geometry = conv_geometry("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    needed = needs(input, weight, bias)
+    return record(kernels(x).conv2d(x, w, b, size, *geometry), "conv2d", (input, weight, bias),
                   lambda g: kernels(g).conv2d_backward(g, x, w, *geometry, needed))
 
 
@@ -46,9 +46,9 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
     H_out = (H − 1)·stride − 2·padding + dilation·(kh − 1) + output_padding + 1.
     Raises ValueError for shapes that do not fit, TypeError for different dtypes.
     """
-    size, *geometry = conv_geometry("conv_transpose2d", input, weight, bias, stride, padding, dilation, groups,
-                                    output_padding)
-    x, w, needed = input.data, weight.data, needs(input, weight, bias)
-    y = kernels(x).conv_transpose2d(x, w, array(bias), size, *geometry)
+    (x, w, b), size, *geometry = conv_geometry("conv_transpose2d", input, weight, bias, stride, padding, dilation,
+                                               groups, output_padding)
+    needed = needs(input, weight, bias)
+    y = kernels(x).conv_transpose2d(x, w, b, size, *geometry)
     return record(y, "conv_transpose2d", (input, weight, bias),
                   lambda g: kernels(g).conv_transpose2d_backward(g, x, w, *geometry, needed))

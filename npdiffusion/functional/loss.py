@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import as_tensor, check_affine, check_float, check_probability
+from ._arguments import as_tensor, check_affine, check_probability, floats
 from .activation import log_softmax, softplus
 from .arithmetic import abs, mul, weighted
 from .reduction import mean, sum
@@ -28,7 +28,7 @@ def _reduced(loss, reduction):
 
 def _check_same(op, input, target):
     target = as_tensor(target)
-    check_float(op, input=input, target=target)
+    floats(op, input=input, target=target)
     if input.shape != target.shape:
         raise ValueError(f"{op} expects input and target of one shape, got {input.shape} and {target.shape}")
     return target
@@ -64,7 +64,7 @@ def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean
     """
     op = "binary_cross_entropy_with_logits"
     target = _check_same(op, input, target)
-    check_float(op, input=input, weight=weight, pos_weight=pos_weight)
+    floats(op, input=input, weight=weight, pos_weight=pos_weight)
     positive = target if pos_weight is None else _product(target, pos_weight)
     loss = _product(positive, softplus(-input, threshold=math.inf))
     loss = loss + _product(1 - target, softplus(input, threshold=math.inf))
@@ -82,11 +82,11 @@ def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="m
         reduction: "mean" divides by the number of targets, or by Σ w of the class numbers that count.
     """
     op, target = "cross_entropy", as_tensor(target)
-    check_float(op, input=input, weight=weight)
+    x, _ = floats(op, input=input, weight=weight)
     if not input.ndim:
         raise ValueError(f"{op} expects an input (N, C, ...) or (C,), got {input.shape}")
     check_probability("cross_entropy's label_smoothing", label_smoothing)
-    x, axis = input.data, 0 if input.ndim == 1 else 1
+    axis = 0 if input.ndim == 1 else 1
     xp, classes, shape = array_module(x), x.shape[axis], x.shape[:axis] + x.shape[axis + 1:]
     check_affine(op, (classes,), weight=weight)
     along = classes, *[1] * (x.ndim - axis - 1)

@@ -3,7 +3,7 @@
 from ..device import array_module
 from ..kernels import kernels
 from ..tensor import record
-from ._arguments import array, check_affine, check_float, check_groups, check_not_empty, ints
+from ._arguments import check_affine, check_groups, floats, ints
 
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
@@ -30,7 +30,7 @@ def group_norm_silu(input, num_groups, weight=None, bias=None, scale_shift=None,
 
 
 def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
-    check_float(op, input=input, weight=weight, bias=bias, scale_shift=scale_shift)
+    x, w, b, s = floats(op, input=input, weight=weight, bias=bias, scale_shift=scale_shift)
     if input.ndim < 2:
         raise ValueError(f"{op} expects an input of shape (N, C, ...), got {input.shape}")
     shape, (n, c) = input.shape, input.shape[:2]
@@ -40,16 +40,13 @@ def _group_norm(op, input, num_groups, weight, bias, scale_shift, eps, silu):
     if not n:  # as of one sample, the sum of none
         conditions = None if scale_shift is None else scale_shift.sum(0, keepdim=True)
         return _group_norm(op, input.sum(0, keepdim=True), num_groups, weight, bias, conditions, eps, silu)[:0]
-    check_not_empty(op, input)
     eps = float(eps)  # one of NumPy's would make float64 of float32
-    if input.data.size == num_groups:
+    if x.size <= num_groups:
         raise ValueError(f"{op} expects more than one value in a group, got an input of shape {shape} in {num_groups} "
                          "groups: take fewer groups or more samples")
-    x = input.data if input.ndim == 4 else input.data.reshape(n, c, -1, 1)
-    xp = array_module(x)
-    w = xp.ones(c, x.dtype) if weight is None else weight.data
-    b = xp.zeros(c, x.dtype) if bias is None else bias.data
-    s = array(scale_shift)
+    x = x if x.ndim == 4 else x.reshape(n, c, -1, 1)
+    w = array_module(x).ones(c, x.dtype) if w is None else w
+    b = array_module(x).zeros(c, x.dtype) if b is None else b
     y, mean, rstd = kernels(x).group_norm(x, num_groups, w, b, eps, silu, s)
 
     def backward(g):
@@ -65,12 +62,12 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     normalized_shape: the sizes of those axes (an int for one); weight, bias: that shape, or None.
     With d = g·weight: dx = rstd·(d − mean(d) − x̂·mean(d·x̂)).
     """
-    check_float("layer_norm", input=input, weight=weight, bias=bias)
+    x, w, b = floats("layer_norm", input=input, weight=weight, bias=bias)
     shape = ints(normalized_shape)
     if not shape or input.shape[-len(shape):] != shape:
         raise ValueError(f"layer_norm expects an input whose last axes are {shape}, got {input.shape}")
     check_affine("layer_norm", shape, weight=weight, bias=bias)
-    x, w, b, axes = input.data, array(weight), array(bias), tuple(range(-len(shape), 0))
+    axes = tuple(range(-len(shape), 0))
     centred = x - x.mean(axes, keepdims=True)
     rstd = 1 / array_module(x).sqrt((centred * centred).mean(axes, keepdims=True) + float(eps))
     xhat = centred * rstd

@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import check_float, of_images, pair, pool_geometry
+from ._arguments import floats, of_images, pair, pool_geometry
 
 
 @of_images
@@ -18,8 +18,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     a window. H_out = ⌊(H + 2·padding − dilation·(k − 1) − 1)/stride⌋ + 1 (⌈ ⌉ with ceil_mode).
     return_indices: also return where these maxima are, as numbers of pixels, row by row.
     """
-    size, *geometry = pool_geometry("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
-    x = input.data
+    x, size, *geometry = pool_geometry("max_pool2d", input, kernel_size, stride, padding, dilation, ceil_mode)
     y = kernels(x).max_pool2d(x, size, *geometry)
     out = record(y, "max_pool2d", (input,), lambda g: (kernels(g).max_pool2d_backward(g, x, y, *geometry),))
     return (out, Tensor(_places(x, size, *geometry))) if return_indices else out
@@ -44,11 +43,10 @@ def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False, coun
 
     count_include_pad: zeros of the padding count as elements. divisor_override: divide by this number instead.
     """
-    size, *geometry, _ = pool_geometry("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
+    x, size, *geometry, _ = pool_geometry("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
     if divisor_override == 0:
         raise ValueError("avg_pool2d: divisor_override must not be 0")
-    x, inside = input.data, input.shape[2:]
-    counts = _window_counts(x, size, *geometry, count_include_pad, divisor_override)
+    inside, counts = input.shape[2:], _window_counts(x, size, *geometry, count_include_pad, divisor_override)
     y = kernels(x).avg_pool2d(x, size, *geometry, counts)
     return record(y, "avg_pool2d", (input,), lambda g: (kernels(g).avg_pool2d_backward(g, inside, *geometry, counts),))
 
@@ -71,7 +69,7 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
     input (N, C, H, W); give ``size`` (int or pair) or ``scale_factor`` (number or pair), not both.
     recompute_scale_factor: a scale_factor only decides the size. align_corners, antialias: of other modes.
     """
-    check_float("interpolate", input=input)
+    [x] = floats("interpolate", input=input)
     if input.ndim != 4:  # PyTorch takes three axes for (N, C, L)
         raise ValueError(f"interpolate expects an input of shape (N, C, H, W), got {input.shape}")
     if mode != "nearest" or align_corners is not None or antialias:
@@ -79,7 +77,7 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
                          f"{mode!r}, align_corners={align_corners!r}, antialias={antialias!r}")
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate expects either size or scale_factor")
-    sides, xp = input.shape[2:], array_module(input.data)
+    sides, xp = input.shape[2:], array_module(x)
     if size is None:
         factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
         if len(factors) != 2 or not min(factors) > 0:
@@ -94,7 +92,7 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
         rows, columns = [xp.arange(o) * n // o for o, n in zip(size, sides)]
     if min(size) < 1:
         raise ValueError(f"interpolate to {size} leaves nothing of the input {input.shape}")
-    x = input.data.transpose(0, 2, 3, 1)  # channels last, as in memory: whole pixels are copied
+    x = x.transpose(0, 2, 3, 1)  # channels last, as in memory: whole pixels are copied
 
     def collected(g, axis, source, factor):  # a source pixel collects from its copies: the first ones, the next, ...
         copies = xp.arange(x.shape[axis])[:, None] == source  # [h, h_out]

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from ..device import array_module, to_device
+from ..device import array_module
 from ..kernels import kernels
 from ..tensor import record
-from ._arguments import array, as_tensor, check_affine, check_float, check_probability, check_tensor, needs
+from ._arguments import arrays, as_tensor, check_affine, check_probability, floats
 from .activation import dropout_mask
 
 
@@ -17,8 +17,7 @@ def matmul(input, other):
     dA = g·Bᵀ, dB = Aᵀ·g, over the last two axes.
     """
     a, b = as_tensor(input), as_tensor(other)
-    check_float("matmul", input=a, other=b)
-    x, y = a.data, b.data
+    x, y = floats("matmul", input=a, other=b)
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ValueError(f"matmul expects (..., n, k) @ (..., k, m), got {x.shape} @ {y.shape}")
     if x.ndim == 1:
@@ -34,12 +33,12 @@ def linear(input, weight, bias=None):
 
     dx = g·W, dW = gᵀ·x, db = Σ g, summed over the leading axes.
     """
-    check_float("linear", input=input, weight=weight, bias=bias)
+    x, w, b = floats("linear", input=input, weight=weight, bias=bias)
     if weight.ndim != 2 or not input.ndim or input.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear expects input (..., in) and weight (out, in), got {input.shape} and {weight.shape}")
     check_affine("linear", weight.shape[:1], bias=bias)
-    x, w, shape, need_input = input.data.reshape(-1, input.shape[-1]), weight.data, input.shape, input.requires_grad
-    y = kernels(x).linear(x, w, array(bias))
+    x, shape, need_input = x.reshape(-1, x.shape[-1]), input.shape, input.requires_grad
+    y = kernels(x).linear(x, w, b)
 
     def backward(g):
         dx, dw, db = kernels(g).linear_backward(g.reshape(-1, g.shape[-1]), x, w, need_input)
@@ -54,17 +53,15 @@ def embedding(input, weight):
     The integers may be on the CPU while weight is not. Only there are they checked: looking at those on a GPU would
     wait for it.
     """
-    check_float("embedding", weight=weight)
+    [w], index = floats("embedding", weight=weight), as_tensor(input).data
     if weight.ndim != 2:
         raise ValueError(f"embedding expects a weight of shape (num, dim), got {weight.shape}")
-    index, w = as_tensor(input).data, weight.data
     if index.dtype.kind not in "iu":
         raise TypeError(f"embedding expects integers, got {index.dtype}")
     if index.size and isinstance(index, np.ndarray) and not 0 <= int(index.min()) <= int(index.max()) < len(w):
         raise ValueError(f"embedding expects indices from 0 to {len(w) - 1}, "
                          f"got {int(index.min())} to {int(index.max())}")
-    index, shape = to_device(index, w), w.shape
-    return record(w[index], "embedding", (weight,), lambda g: (kernels(g).add_at(shape, index, g),))
+    return weight[index]
 
 
 def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
@@ -81,20 +78,20 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     Memory grows with L + S, with L·S only for dropout and for a mask that requires a gradient.
     """
     op = "scaled_dot_product_attention"
-    check_float(op, query=query, key=key, value=value)
+    q, k, v = floats(op, query=query, key=key, value=value)
     if min(query.ndim, key.ndim, value.ndim) < 2 or query.shape[-1] != key.shape[-1] or (
             key.shape[-2] != value.shape[-2]):
         raise ValueError(f"attention expects query (..., L, E), key (..., S, E), value (..., S, V), got "
                          f"{query.shape}, {key.shape}, {value.shape}")
     if is_causal and attn_mask is not None:
         raise ValueError("attention takes attn_mask or is_causal=True, not both")
+    mask, need_mask = None, False
     if attn_mask is not None:
         attn_mask = as_tensor(attn_mask)
-        check_tensor(op, query, attn_mask)
-        if attn_mask.dtype not in (bool, query.dtype):
-            raise TypeError(f"attention expects attn_mask of dtype bool or {query.dtype}, got {attn_mask.dtype}")
+        [_, mask], need_mask = arrays(op, query, attn_mask), attn_mask.requires_grad
+        if mask.dtype not in (bool, q.dtype):
+            raise TypeError(f"attention expects attn_mask of dtype bool or {q.dtype}, got {mask.dtype}")
     check_probability(op, dropout_p)
-    q, k, v, mask, need_mask = query.data, key.data, value.data, array(attn_mask), needs(attn_mask)[0]
     xp, scale = array_module(q), 1 / math.sqrt(max(1, q.shape[-1])) if scale is None else float(scale)
     if is_causal:
         mask = xp.tri(q.shape[-2], k.shape[-2], dtype=bool)

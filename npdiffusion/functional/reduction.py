@@ -5,37 +5,28 @@ from collections import namedtuple
 
 from ..device import array_module
 from ..tensor import Tensor, record
-from ._arguments import axes_of, axis_of, check_float, check_tensor
+from ._arguments import arrays, axes_of, axis_of, floats
 from .arithmetic import maximum, minimum
 from .shape import to
 
 Extreme = namedtuple("Extreme", "values indices")
 
 
-def _spread(g, x_shape, axes, keepdim):
-    """The gradient of a reduction, seen in the shape of the reduction's input (a broadcast view)."""
-    if not keepdim:
-        g = g.reshape(tuple(1 if i in axes else size for i, size in enumerate(x_shape)))
-    return array_module(g).broadcast_to(g, x_shape)
-
-
 def sum(input, dim=None, keepdim=False, dtype=None):
     """Σ input over the axes ``dim`` (all by default), as ``dtype`` if given; integers add up as int64."""
     input = to(input, dtype, "sum")
     shape, axes = input.shape, axes_of(dim, input.ndim)
+    kept = tuple(1 if i in axes else size for i, size in enumerate(shape))
     dtype = None if input.dtype.kind == "f" else dtype or "int64"
     return record(input.data.sum(axes, dtype, keepdims=keepdim), "sum", (input,),
-                  lambda g: (_spread(g, shape, axes, keepdim),))
+                  lambda g: (array_module(g).broadcast_to(g.reshape(kept), shape),))
 
 
 def mean(input, dim=None, keepdim=False, dtype=None):
     """The mean over the axes ``dim`` (all by default), as ``dtype`` if given."""
     input = to(input, dtype, "mean")
-    check_float("mean", input=input)
-    shape, axes = input.shape, axes_of(dim, input.ndim)
-    count = math.prod([shape[a] for a in axes])
-    return record(input.data.mean(axes, keepdims=keepdim), "mean", (input,),
-                  lambda g: (_spread(g / count, shape, axes, keepdim),))
+    floats("mean", input=input)
+    return sum(input, dim, keepdim) / math.prod([input.shape[a] for a in axes_of(dim, input.ndim)])
 
 
 def var(input, dim=None, correction=1, keepdim=False, unbiased=None):
@@ -43,18 +34,16 @@ def var(input, dim=None, correction=1, keepdim=False, unbiased=None):
 
     unbiased: the older way to say correction=1 (True) or 0 (False), also alone: var(input, False).
     """
-    check_float("var", input=input)
+    floats("var", input=input)
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     correction = 1 if correction is None else float(correction) if unbiased is None else int(unbiased)
-    x, axes = input.data, axes_of(dim, input.ndim)
-    count = math.prod([x.shape[a] for a in axes]) - correction
+    axes = axes_of(dim, input.ndim)
+    count = math.prod([input.shape[a] for a in axes]) - correction
     if count <= 0:
         raise ValueError(f"var over {count + correction:g} element(s) with correction={correction:g} is undefined")
-    centred = x - x.mean(axes, keepdims=True)
-    y = (centred * centred).sum(axes, keepdims=keepdim) / count
-    return record(y, "var", (input,),
-                  lambda g: (_spread(g * (2 / count), x.shape, axes, keepdim) * centred,))
+    centred = input - mean(input, axes, keepdim=True)
+    return sum(centred * centred, axes, keepdim) / count
 
 
 def max(input, dim=None, keepdim=False):
@@ -71,8 +60,7 @@ def min(input, dim=None, keepdim=False):
 
 
 def _extreme(name, input, dim, keepdim):
-    check_tensor(name, input)
-    x = input.data
+    [x] = arrays(name, input)
     xp = array_module(x)
     if dim is None:
         y = getattr(x, name)()

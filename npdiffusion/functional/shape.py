@@ -7,7 +7,7 @@ import numpy as np
 from ..device import array_module, is_device, to_device
 from ..kernels import kernels
 from ..tensor import Tensor, record
-from ._arguments import axes_of, axis_of, check_float, check_tensor, ints
+from ._arguments import arrays, axes_of, axis_of, floats, ints
 
 
 def _ints(numbers):
@@ -17,14 +17,13 @@ def _ints(numbers):
 
 def reshape(input, *shape):
     """The elements in row-major (NCHW) order under another shape; one entry may be −1."""
-    check_tensor("reshape", input)
-    own = input.shape
-    return record(input.data.reshape(_ints(shape)), "reshape", (input,), lambda g: (g.reshape(own),))
+    [x], own = arrays("reshape", input), input.shape
+    return record(x.reshape(_ints(shape)), "reshape", (input,), lambda g: (g.reshape(own),))
 
 
 def flatten(input, start_dim=0, end_dim=-1):
     """Axes start_dim … end_dim as one."""
-    check_tensor("flatten", input)
+    arrays("flatten", input)
     first, last = axis_of(start_dim, input.ndim), axis_of(end_dim, input.ndim)
     if first > last:
         raise ValueError(f"flatten expects start_dim <= end_dim, got {start_dim} and {end_dim}")
@@ -34,52 +33,50 @@ def flatten(input, start_dim=0, end_dim=-1):
 
 def permute(input, *dims):
     """The axes in the order ``dims``."""
-    check_tensor("permute", input)
+    [x] = arrays("permute", input)
     if len(_ints(dims)) != input.ndim:
         raise ValueError(f"permute expects all {input.ndim} axes, got {_ints(dims)}")
     axes = axes_of(_ints(dims), input.ndim)
     back = tuple(np.argsort(axes).tolist())
-    return record(input.data.transpose(axes), "permute", (input,), lambda g: (g.transpose(back),))
+    return record(x.transpose(axes), "permute", (input,), lambda g: (g.transpose(back),))
 
 
 def transpose(input, dim0, dim1):
     """Axes dim0 and dim1 exchanged."""
-    check_tensor("transpose", input)
+    [x] = arrays("transpose", input)
     a, b = axis_of(dim0, input.ndim), axis_of(dim1, input.ndim)
     if a == b:
         return reshape(input, input.shape)
-    return record(input.data.swapaxes(a, b), "transpose", (input,), lambda g: (g.swapaxes(a, b),))
+    return record(x.swapaxes(a, b), "transpose", (input,), lambda g: (g.swapaxes(a, b),))
 
 
 def squeeze(input, dim=None):
     """Without the axes of length 1 (all of them, or those among ``dim``)."""
-    check_tensor("squeeze", input)
+    arrays("squeeze", input)
     axes = axes_of(dim, input.ndim) if dim is None or ints(dim) else ()
     return reshape(input, tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in axes))
 
 
 def unsqueeze(input, dim):
     """With a new axis of length 1 at ``dim``."""
-    check_tensor("unsqueeze", input)
+    arrays("unsqueeze", input)
     axis = axis_of(dim, input.ndim + 1)
     return reshape(input, input.shape[:axis] + (1,) + input.shape[axis:])
 
 
 def expand(input, *shape):
     """Axes of length 1 repeated to ``shape`` as a view; −1 keeps an axis, new axes come in front."""
-    check_tensor("expand", input)
-    shape = _ints(shape)
+    [x], shape = arrays("expand", input), _ints(shape)
     added = len(shape) - input.ndim
     if added < 0:
         raise ValueError(f"expand to {shape} has fewer axes than the input's shape {input.shape}")
     full = tuple(input.shape[i - added] if n == -1 and i >= added else n for i, n in enumerate(shape))
-    return record(array_module(input.data).broadcast_to(input.data, full), "expand", (input,), lambda g: (g,))
+    return record(array_module(x).broadcast_to(x, full), "expand", (input,), lambda g: (g,))
 
 
 def getitem(input, index):
     """input[index]: integers, slices, None, ..., integer or bool arrays (or Tensors of them), as in NumPy."""
-    check_tensor("getitem", input)
-    x, whole = input.data, isinstance(index, tuple)
+    [x], whole = arrays("getitem", input), isinstance(index, tuple)
     parts = tuple(_index(i, x) for i in (index if whole else (index,)))
     index = parts if whole else parts[0]
     xp, shape, dtype = array_module(x), x.shape, x.dtype
@@ -108,8 +105,7 @@ def cat(tensors, dim=0):
     tensors = tuple(tensors)
     if not tensors:
         raise ValueError("cat expects at least one Tensor")
-    check_tensor("cat", *tensors)
-    first = tensors[0]
+    xs, first = arrays("cat", *tensors), tensors[0]
     if not first.ndim:
         raise ValueError("cat expects Tensors with axes; stack() joins those without")
     axis = axis_of(dim, first.ndim)
@@ -119,7 +115,7 @@ def cat(tensors, dim=0):
                              f"{[x.shape for x in tensors]}")
     edges = np.cumsum([0] + [x.shape[axis] for x in tensors]).tolist()
     before = (slice(None),) * axis
-    return record(kernels(first.data).cat([x.data for x in tensors], axis), "cat", tensors,
+    return record(kernels(*xs).cat(xs, axis), "cat", tensors,
                   lambda g: tuple(g[before + (slice(a, b),)] for a, b in zip(edges, edges[1:])))
 
 
@@ -133,7 +129,7 @@ def pad(input, pad, mode="constant", value=0.0):
 
     Only mode="constant" is supported; negative numbers crop, as in PyTorch.
     """
-    check_float("pad", input=input)
+    floats("pad", input=input)
     if mode != "constant":
         raise ValueError(f"pad supports mode='constant' only, got {mode!r}")
     if not hasattr(pad, "__len__") or len(pad) % 2 or len(pad) > 2 * input.ndim:
@@ -156,8 +152,7 @@ def to(input, target, op="to"):
 
     The gradient goes back to where input was. ``op`` is what errors call the op.
     """
-    check_tensor(op, input)
-    x = input.data
+    [x] = arrays(op, input)
     if is_device(target):
         y = to_device(x, target)
         return input if y is x else record(y, "to", (input,), lambda g: (to_device(g, x),))

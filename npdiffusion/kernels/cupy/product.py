@@ -21,11 +21,6 @@ LONG = 1 << 10  # terms, from which on a transposed product is summed in slices
 
 
 def matmul(a, b):
-    """a @ b by NumPy's rules."""
-    if b.ndim == 1:
-        return matmul(a, b[:, None])[..., 0]
-    if a.ndim == 1:
-        return matmul(a[None], b)[..., 0, :]
     return product(a, b)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 
 
 def matmul(a, b):
-    """a @ b by NumPy's rules. The gradients of y = A B are again products, dA = g Bᵀ and dB = Aᵀ g (Giles 2008):
+    """a (..., n, k) @ b (..., k, m) -> (..., n, m). The gradients of y = A B are products again (Giles 2008):
+    dA = g Bᵀ and dB = Aᵀ g.
 
         <g, δA B> = Σ_ijk g_ij δA_ik B_kj = <g Bᵀ, δA>
         <g, A δB> = Σ_ijk g_ij A_ik δB_kj = <Aᵀ g, δB>
