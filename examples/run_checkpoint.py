@@ -63,16 +63,16 @@ def known_labels(model, count):
     return np.arange(count) % model.num_classes if model.num_classes else None
 
 
-def draw(model, scheduler, count, steps):
+def draw(model, scheduler, count):
     """New pictures (count, C, H, W), in batches of what fits."""
     height, width = sides(model)
     labels, batch = known_labels(model, count), min(count, max(1, PIXELS // (height * width)))
-    say_costs(model, (batch, model.config["in_channels"], height, width), steps, count)
+    say_costs(model, (batch, model.config["in_channels"], height, width), scheduler.num_inference_steps, count)
     drawn = []
     for i in range(0, count, batch):
         shape = min(batch, count - i), model.config["in_channels"], height, width
         part = None if labels is None else labels[i:i + batch]
-        drawn.append(generate(model, scheduler, shape, part, num_inference_steps=steps, progress=True))
+        drawn.append(generate(model, scheduler, shape, part, progress=True))
     return npdiffusion.to_device(np.concatenate(drawn), "cpu")
 
 
@@ -115,7 +115,8 @@ def main():
     else:
         path, columns = args.out / "drawn.png", None
         solver = DPMSolverMultistepScheduler.from_config(scheduler.config | {"use_lu_lambdas": True})
-        pictures = draw(model, solver, args.count, args.steps)
+        solver.set_timesteps(args.steps)
+        pictures = draw(model, solver, args.count)
     save_png(path, pictures, columns)
     print(f"{path}, after {time.perf_counter() - start:.1f} s")
 

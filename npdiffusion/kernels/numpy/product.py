@@ -10,7 +10,7 @@ from ...threads import multiplies, parallel, threads_for
 
 @multiplies
 def matmul(a, b):
-    """a @ b by NumPy's rules, split over the first axis of stacks, or rows of a."""
+    """a @ b of matrices or stacks of them, split over the first axis of stacks, or rows of a."""
     return product(a, b)
 
 
