@@ -215,7 +215,7 @@ def test_timestep_embedding(data):
     d = Draw(data)
     n, dim = d.int(1, 5), 2 * d.int(1, 40)
     t = d.rng.integers(0, 1024, n)
-    t = d.pick(t, t.astype("i4"), np.repeat(t, 2)[::2], np.broadcast_to(t[0], n))
+    t = d.pick(t, t.astype("i4"), np.repeat(t, 2)[::2], np.broadcast_to(t[0], n), t + 0.25, t.astype("f4") / 3)
     assert_close(cuda.timestep_embedding(t, dim, 1e4, d.dtype), reference.timestep_embedding(t, dim, 1e4, d.dtype))
 
 

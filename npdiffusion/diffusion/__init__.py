@@ -2,5 +2,6 @@
 
 from .baselines import PCAWiener, posterior_mean
 from .likelihood import VariationalBound, variational_bound
+from .pretrained import scheduler_from_pretrained
 from .sampling import denoise, generate
 from .schedulers import DDIMScheduler, DDPMScheduler, SchedulerOutput

@@ -59,6 +59,9 @@ def check_labels(labels, model, x, guidance_scale):
         raise ValueError(f"guidance_scale: expected a finite number >= 0, got {guidance_scale}")
     if labels is None:
         return None
+    if guidance_scale != 1 and getattr(model, "labels_required", False):
+        raise ValueError('guidance_scale: guidance needs a network with a label for "no class", which this one does not '
+                         "have; pass guidance_scale=1")
     if model.num_classes is None:
         raise ValueError("labels: this model has no classes; pass labels=None")
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)

@@ -2,7 +2,10 @@
 
 import operator
 
+import numpy as np
+
 from .. import functional as F, nn
+from ..device import array_module, to_device
 
 GROUPS = 8  # of channels, in every group norm
 
@@ -27,10 +30,38 @@ def check_shape(network, x, *sizes):
         raise ValueError(f"{network} expects an input of shape (N, {', '.join(map(str, sizes))}), got {x.shape}")
 
 
+def check_sides(network, x, halvings):
+    """ValueError unless H and W of x (N, C, H, W) can be halved so often."""
+    factor = 2**halvings
+    if x.shape[2] % factor or x.shape[3] % factor:
+        raise ValueError(f"{network} with {halvings} halvings expects sides that divide by {factor}, got "
+                         f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
+
+
+def per_sample(network, name, value, x, *sizes):
+    """``value``, of shape sizes (one for all) or (N, *sizes), as (N, *sizes) on the array x's device; or ValueError."""
+    value, shape = value if hasattr(value, "strides") else np.asarray(value), (len(x), *sizes)
+    if value.shape not in (sizes, shape):
+        raise ValueError(f"{network} expects {name} of shape {shape}, got {value.shape}")
+    return array_module(x).broadcast_to(to_device(value, x), shape)
+
+
 def conv_pairs(in_channels, channels):
     """A list of 3×3 convolutions, two for each resolution."""
     inputs = (in_channels, *channels[:-1])
     return nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for i, o in zip(inputs, channels) for a, b in ((i, o), (o, o)))
+
+
+def self_attention(x, query, key, value, out, head_dim):
+    """out(softmax(q·kᵀ/√head_dim)·v) among all pixels of x (N, C, H, W), in heads of head_dim channels
+    (Vaswani et al. 2017, sec. 3.2). query, key, value, out: layers from C channels to C, pixel by pixel."""
+    n, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view: memory is channels-last
+    heads = (layer(pixels).reshape(n, h * w, c // head_dim, head_dim).permute(0, 2, 1, 3)
+             for layer in (query, key, value))
+    y = F.scaled_dot_product_attention(*heads)  # [n, heads, pixels, head_dim]
+    y = out(y.permute(0, 2, 1, 3).reshape(n, h * w, c))
+    return y.reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
 class NormSiLU(nn.GroupNorm):

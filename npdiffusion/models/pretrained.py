@@ -7,12 +7,13 @@ from ..checkpoint import load_weights, save_weights
 from .classifier import Classifier
 from .noise_level import NoiseLevelNet
 from .unet import UNet
+from .unet2d import UNet2DModel
 from .vae import VAE
 
 PACKAGE = Path(__file__).parent.parent
 # The package's own; those of a checkout, found next to the package or to the example that runs
 WEIGHTS = PACKAGE / "weights", PACKAGE.parent / "examples" / "weights", Path(sys.argv[0]).parent / "weights"
-CLASSES = {kind.__name__: kind for kind in (Classifier, NoiseLevelNet, UNet, VAE)}
+CLASSES = {kind.__name__: kind for kind in (Classifier, NoiseLevelNet, UNet, UNet2DModel, VAE)}
 
 
 def save_model(path, model, dtype=None):

@@ -5,10 +5,10 @@ import operator
 import numpy as np
 
 from .. import functional as F, nn
-from ..device import array_module, to_device
+from ..device import array_module
 from ..kernels import kernels
 from ..tensor import Tensor
-from .blocks import GROUPS, NormSiLU, ResBlock, check_shape, check_sizes
+from .blocks import GROUPS, NormSiLU, ResBlock, check_shape, check_sides, check_sizes, per_sample, self_attention
 
 HEAD = 32  # channels of one attention head
 
@@ -16,14 +16,13 @@ HEAD = 32  # channels of one attention head
 def timestep_embedding(t, dim, max_period=10000.0, dtype=np.float64):
     """Sinusoids of the time step: cos(t·ω_i), then sin(t·ω_i), with ω_i = max_period^(−i/(dim/2)).
 
-    t: (N,) integers -> (N, dim); dim is even. Vaswani et al. 2017, sec. 3.5; Ho et al. 2020, app. B.
+    t: (N,) numbers -> (N, dim); dim is even. Vaswani et al. 2017, sec. 3.5; Ho et al. 2020, app. B.
     """
     return kernels(t).timestep_embedding(t, dim, max_period, dtype)
 
 
 class Attention(nn.Module):
-    """x + out(attention(query, key, value of norm(x))) among all pixels, in heads of 32 channels
-    (Vaswani et al. 2017, sec. 3.2)."""
+    """x + out(attention(query, key, value of norm(x))) among all pixels, in heads of 32 channels."""
 
     def __init__(self, channels):
         self.norm = nn.GroupNorm(GROUPS, channels)
@@ -31,13 +30,7 @@ class Attention(nn.Module):
         self.value, self.out = nn.Linear(channels, channels), nn.Linear(channels, channels)
 
     def forward(self, x):
-        n, c, h, w = x.shape
-        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view: memory is channels-last
-        heads = (layer(pixels).reshape(n, h * w, c // HEAD, HEAD).permute(0, 2, 1, 3)
-                 for layer in (self.query, self.key, self.value))
-        y = F.scaled_dot_product_attention(*heads)  # [n, heads, pixels, 32]
-        y = self.out(y.permute(0, 2, 1, 3).reshape(n, h * w, c))
-        return x + y.reshape(n, h, w, c).permute(0, 3, 1, 2)
+        return x + self_attention(self.norm(x), self.query, self.key, self.value, self.out, HEAD)
 
 
 class Level(nn.Module):
@@ -123,24 +116,19 @@ class UNet(nn.Module):
         """What the blocks are told of time and class: (N, 4·channels[0]), or None."""
         embedding, xp, n = None, array_module(x), len(x)
         if self.time:
-            t = xp.broadcast_to(to_device(t if hasattr(t, "dtype") else np.asarray(t), x), (n,))
+            t = per_sample("UNet", "t", t, x)
             sinusoids = timestep_embedding(t, self.time_mlp[0].in_features, dtype=x.dtype)
             embedding = self.time_mlp(Tensor(sinusoids))
         if self.num_classes is not None:
-            of_class = self.class_embedding(xp.full(n, self.num_classes) if labels is None else labels)
+            labels = xp.full(n, self.num_classes) if labels is None else per_sample("UNet", "labels", labels, x)
+            of_class = self.class_embedding(labels)
             embedding = of_class if embedding is None else embedding + of_class
         return None if embedding is None else F.silu(embedding)
 
     def _check(self, x, t, labels):
         check_shape("UNet", x, self.config["in_channels"], "H", "W")
-        factor = 2 ** len(self.down)
-        if x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(f"UNet with {len(self.down)} halvings expects sides that divide by {factor}, got "
-                             f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
+        check_sides("UNet", x, len(self.down))
         if (t is not None) != self.time:
             raise ValueError(f"this UNet was built with time={self.time} and {'needs' if self.time else 'takes no'} t")
         if labels is not None and self.num_classes is None:
             raise ValueError("this UNet was built without num_classes and takes no labels")
-        for name, value in (("t", t), ("labels", labels)):
-            if np.shape(value) not in ((), (len(x),)):
-                raise ValueError(f"UNet expects {name} of shape ({len(x)},), got {np.shape(value)}")

@@ -61,7 +61,7 @@ extern "C" __global__ void squared_error_backward(const real *x, const real *y, 
 
 // y (N, 2 half) = cos(t w_k), then sin(t w_k), with w_k = exp(-rate k / half). each: 1 if each sample has its own t,
 // 0 if all have the same.
-extern "C" __global__ void timestep_embedding(const long long *t, int each, real *y, long long size, int half,
+extern "C" __global__ void timestep_embedding(const double *t, int each, real *y, long long size, int half,
                                               double rate) {
     const long long i = blockIdx.x * 256ll + threadIdx.x, n = i / (2 * half);
     if (i >= size) return;

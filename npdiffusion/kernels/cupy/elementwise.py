@@ -72,7 +72,7 @@ def squared_error_backward(g, x, y, scale):
 
 def timestep_embedding(t, dim, max_period, dtype):
     y = cupy().empty((len(t), dim), dtype)
-    t = (t if any(t.strides) else t[:1]).astype(np.int64, copy=False)  # one for all, where it was broadcast
+    t = (t if any(t.strides) else t[:1]).astype(np.float64, copy=False)  # one for all, where it was broadcast
     args = contiguous(t), np.int32(len(t) > 1), y, y.size, np.int32(dim // 2), math.log(max_period)
     return _filled("timestep_embedding", y, args)
 
