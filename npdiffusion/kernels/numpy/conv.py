@@ -16,11 +16,10 @@ from numpy.lib.stride_tricks import as_strided
 from ...threads import multiplies, parallel, scratch, threads_for
 from .elementwise import MOVED
 from .layout import channels_last, pixel_rows, sums_over_pixels, to_nchw
-from .windows import chunks, padded, threads_for_columns
+from .windows import bytes_for, chunks, padded, threads_for_columns
 from .winograd import fits_winograd, winograd, winograd_pays
 
-_CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time; still, it has
-# as many as the weights, which BLAS packs anew for each (512 to 256 channels, 4×8²: 4.8 ms with fewer, now 3.9)
+_CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
 
 
 @multiplies
@@ -93,7 +92,7 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
     bias_row = None if bias is None else bias[None].repeat(w, 0).ravel()  # one long run adds faster than w short ones
     threads = threads_for_columns(len(x) * h * w, taps, out_channels)
     row_bytes = w * kh * kw * x.shape[3] * x.itemsize
-    pieces = chunks(len(x), h, row_bytes, max(_CHUNK_BYTES, weight.nbytes), threads)
+    pieces = chunks(len(x), h, row_bytes, bytes_for(_CHUNK_BYTES, weight), threads)
 
     def run(start, stop):
         dmatrix = None if cotangent is None else np.zeros((groups, o, taps), x.dtype)
