@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                     # needs torch for the comparison: pip install torch
     python benchmarks/train_step.py --json results.json
     python benchmarks/train_step.py --sizes             # the step and the forward pass alone, from 1×32² to 1×256²
+    python benchmarks/train_step.py --network ddpm-cifar10  # both for a larger network; PyTorch's is from diffusers
 
 The networks have the same weights, and outputs and gradients are checked to agree within 1e-4 before anything is
 timed. PyTorch runs in NCHW and in channels-last memory, and the faster of the two counts. Runs are interleaved,
@@ -14,6 +15,7 @@ the fast ones with im2col alone, the fast ones as they are (Winograd where it pa
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -31,7 +33,7 @@ from npdiffusion._process import AVX512, processor_flags
 from npdiffusion.kernels import kernels
 from npdiffusion.kernels.numpy import conv
 from npdiffusion.kernels.numpy.layout import channels_last, to_nchw
-from npdiffusion.models import UNet
+from npdiffusion.models import UNet, UNet2DModel
 
 try:
     import torch
@@ -40,21 +42,29 @@ except ImportError:
     torch = None
 
 CONFIG = dict(channels=(32, 64, 128), blocks=1, attention=(2,), num_classes=10)  # what train_diffusion.py trains
+CIFAR = dict(  # google/ddpm-cifar10-32
+    sample_size=32, in_channels=3, out_channels=3, block_out_channels=(128, 256, 256, 256), attention_head_dim=None,
+    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"), downsample_padding=0,
+    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), norm_eps=1e-6, flip_sin_to_cos=False,
+    freq_shift=1)
+NETWORKS = {"mnist": (CONFIG, 64), "ddpm-cifar10": (CIFAR, 4)}  # and the batch
 LADDER = "conv 3×3, 64→64, 16×16"
 SIZES = "1x32", "4x32", "64x32", "16x64", "4x128", "1x256"  # batch × side
 LAYOUTS = {"nchw": "contiguous_format", "channels_last": "channels_last"}  # PyTorch's names for them
 
 
-def inputs(batch, size=32):
-    rng = np.random.default_rng(0)
-    return (rng.standard_normal((batch, 1, size, size), dtype=np.float32), rng.integers(0, 1024, batch),
-            rng.integers(0, 11, batch), rng.standard_normal((batch, 1, size, size), dtype=np.float32))
+def inputs(batch, size=32, config=CONFIG):
+    """x, t, the labels if the network has classes, and the noise to predict."""
+    rng, shape = np.random.default_rng(0), (batch, config.get("in_channels", 1), size, size)
+    x, t = rng.standard_normal(shape, dtype=np.float32), rng.integers(0, 1024, batch)
+    labels = [rng.integers(0, 11, batch)] if "num_classes" in config else []
+    return x, t, *labels, rng.standard_normal(shape, dtype=np.float32)
 
 
 def numpy_unet(config=CONFIG):
     """The network with every weight away from its zero start, so that every gradient is alive."""
     rng = npdiffusion.manual_seed(0)
-    model = UNet(**config)
+    model = (UNet2DModel if config is CIFAR else UNet)(**config)
     for p in model.parameters():
         if not p.data.any():
             p.data[...] = 0.02 * rng.standard_normal(p.shape)
@@ -84,32 +94,45 @@ def runs(model, adam, forward, loss):
     return Runs(model, forward, gradients, step)
 
 
-def numpy_runs(batch, size=32):
-    x, t, labels, noise = inputs(batch, size)
-    model = numpy_unet()
+def torch_network(config):
+    """The same in PyTorch, its weights as they come."""
+    if config is not CIFAR:
+        return torch_unet.UNet(**numpy_unet(config).config)
+    from diffusers import UNet2DModel
+
+    class Network(UNet2DModel):
+        def forward(self, x, t):
+            return super().forward(x, t).sample
+
+    return Network(**config)
+
+
+def numpy_runs(batch, size=32, config=CONFIG):
+    x, *conditions, noise = inputs(batch, size, config)
+    model = numpy_unet(config)
 
     def forward():
         with no_grad():
-            return model(Tensor(x), t, labels)
+            return model(Tensor(x), *conditions)
 
     def loss():
-        return F.mse_loss(model(Tensor(x), t, labels), Tensor(noise))
+        return F.mse_loss(model(Tensor(x), *conditions), Tensor(noise))
 
     return runs(model, optim.Adam(model.parameters(), lr=1e-4), forward, loss)
 
 
-def torch_runs(batch, layout, state, size=32):
-    x, t, labels, noise = (in_layout(torch.from_numpy(a), layout) for a in inputs(batch, size))
-    model = torch_unet.UNet(**numpy_unet().config)
+def torch_runs(batch, layout, state, size=32, config=CONFIG):
+    x, *conditions, noise = (in_layout(torch.from_numpy(a), layout) for a in inputs(batch, size, config))
+    model = torch_network(config)
     model.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()})
     model = model.to(memory_format=getattr(torch, LAYOUTS[layout]))
 
     def forward():
         with torch.no_grad():
-            return model(x, t, labels)
+            return model(x, *conditions)
 
     def loss():
-        return torch.nn.functional.mse_loss(model(x, t, labels), noise)
+        return torch.nn.functional.mse_loss(model(x, *conditions), noise)
 
     return runs(model, torch.optim.Adam(model.parameters(), lr=1e-4), forward, loss)
 
@@ -253,8 +276,8 @@ def sgemm():
     return lambda: kernels(a).matmul(a, a)
 
 
-def count_operations(batch):
-    """Multiplications and additions of the convolutions and linear layers in one forward pass."""
+def count_operations(forward):
+    """Multiplications and additions of the convolutions and linear layers in one forward pass of ours."""
     total, originals = 0, {name: getattr(F, name) for name in ("conv2d", "conv_transpose2d", "linear")}
 
     def counting(name):
@@ -269,7 +292,7 @@ def count_operations(batch):
     for name in originals:
         setattr(F, name, counting(name))
     try:
-        numpy_runs(batch).forward()
+        forward()
     finally:
         for name, op in originals.items():
             setattr(F, name, op)
@@ -354,7 +377,8 @@ def use_the_whole_processor():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--network", choices=NETWORKS, default="mnist")
+    parser.add_argument("--batch", type=int, help="default: 64, for ddpm-cifar10 4")
     parser.add_argument("--sizes", action="store_true", help="measure other sizes of picture and batch instead")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=npdiffusion.get_num_threads())
@@ -362,6 +386,9 @@ def main():
     parser.add_argument("--measure-memory", help=argparse.SUPPRESS)
     parser.add_argument("--keep-blas", action="store_true", help="leave OPENBLAS_CORETYPE as it is")
     args = parser.parse_args()
+    args.batch = args.batch or NETWORKS[args.network][1]
+    if args.network == "ddpm-cifar10" and torch and not importlib.util.find_spec("diffusers"):
+        parser.error("PyTorch's ddpm-cifar10 is from diffusers, which isn't installed: pip install diffusers")
     if not args.keep_blas:
         use_the_whole_processor()
     npdiffusion.set_num_threads(args.threads)
@@ -377,14 +404,16 @@ def main():
 
 
 def step_table(args):
-    """The training step, the forward pass, the ladder and the kernels at one batch size."""
-    ours = numpy_runs(args.batch)
+    """The training step and the forward pass at one batch size; of the MNIST UNet, also the ladder and the kernels."""
+    config = NETWORKS[args.network][0]
+    ours = numpy_runs(args.batch, config=config)
     state = ours.model.state_dict()
-    theirs = {layout: torch_runs(args.batch, layout, state) for layout in LAYOUTS} if torch else {}
+    theirs = {layout: torch_runs(args.batch, layout, state, config=config) for layout in LAYOUTS} if torch else {}
     for other in theirs.values():
         assert_agreement(ours, other)
-    operations = count_operations(args.batch)
-    results = {"batch": args.batch, "threads": args.threads, "numpy": np.__version__,
+    operations = count_operations(ours.forward)
+    results = {"network": args.network, "parameters": sum(p.data.size for p in ours.model.parameters()), "size": 32,
+               "batch": args.batch, "threads": args.threads, "numpy": np.__version__,
                "torch": torch.__version__ if torch else None, "blas": blas_kernels()}
     rows = []
     for key, run, factor in (("train_step", "step", 3), ("forward", "forward", 1)):
@@ -394,6 +423,28 @@ def step_table(args):
         results[key] = entry(times, share_of_sgemm=factor * operations / times["numpy"] / rate,
                              sgemm_gflops=rate / 1e9)
         rows.append((key.replace("_", " "), results[key]))
+    if args.network == "mnist":
+        measure_parts(args, ours, theirs, results, rows)
+
+    print(f"{args.network}, {results['parameters']:,} parameters, batch {args.batch} at 32×32, {args.threads} threads, "
+          f"NumPy {np.__version__} with {results['blas']}, PyTorch {torch.__version__ if torch else 'not installed'}")
+    print(f"{'ms; kernels forward + backward':36s}{'ours':>8s}{'nchw':>8s}{'ch.last':>8s}{'ratio':>8s}")
+    for name, e in rows:
+        others = "".join(f"{e['torch_ms'][layout]:8.2f}" if torch else f"{'-':>8s}" for layout in LAYOUTS)
+        ratio = f"{e['ratio_to_torch']:8.2f}" if torch else f"{'-':>8s}"
+        share = f"   {e['share_of_sgemm']:.0%} of {e['sgemm_gflops']:.0f} GFLOP/s" if "share_of_sgemm" in e else ""
+        print(f"{name:36s}{e['ms']:8.2f}{others}{ratio}{share}")
+    if "ladder" in results:
+        print(f"\n{'the ladder, ms':36s}" + "".join(f"{name:>10s}" for name in results["ladder"][LADDER]))
+        for name, times in results["ladder"].items():
+            print(f"{name:36s}" + "".join(f"{ms:10.1f}" for ms in times.values()))
+    if "memory_mib" in results:
+        print("peak memory of a step, MiB:", ", ".join(f"{k} {v:.0f}" for k, v in results["memory_mib"].items()))
+    return results
+
+
+def measure_parts(args, ours, theirs, results, rows):
+    """The MNIST UNet's memory, ladder and kernels, into the results and the rows to print."""
     if torch and os.path.exists("/proc/self/status"):
         results["memory_mib"] = {library: peak_memory(library, args.batch) for library in ("numpy", *LAYOUTS)}
     results["ladder"] = {"training step": ladder({name: each.step for name, each in {"numpy": ours, **theirs}.items()},
@@ -407,21 +458,6 @@ def step_table(args):
         rows.append((name, results["kernels"][name]))
         if name == LADDER:
             results["ladder"][name] = ladder({"numpy": mine, **others}, args.repeats)
-
-    print(f"batch {args.batch}, {args.threads} threads, NumPy {np.__version__} with {results['blas']}, "
-          f"PyTorch {torch.__version__ if torch else 'not installed'}")
-    print(f"{'forward + backward, ms':36s}{'ours':>8s}{'nchw':>8s}{'ch.last':>8s}{'ratio':>8s}")
-    for name, e in rows:
-        others = "".join(f"{e['torch_ms'][layout]:8.2f}" if torch else f"{'-':>8s}" for layout in LAYOUTS)
-        ratio = f"{e['ratio_to_torch']:8.2f}" if torch else f"{'-':>8s}"
-        share = f"   {e['share_of_sgemm']:.0%} of {e['sgemm_gflops']:.0f} GFLOP/s" if "share_of_sgemm" in e else ""
-        print(f"{name:36s}{e['ms']:8.2f}{others}{ratio}{share}")
-    print(f"\n{'the ladder, ms':36s}" + "".join(f"{name:>10s}" for name in next(iter(results["ladder"].values()))))
-    for name, times in results["ladder"].items():
-        print(f"{name:36s}" + "".join(f"{ms:10.1f}" for ms in times.values()))
-    if "memory_mib" in results:
-        print("peak memory of a step, MiB:", ", ".join(f"{k} {v:.0f}" for k, v in results["memory_mib"].items()))
-    return results
 
 
 def entry(times, **more):

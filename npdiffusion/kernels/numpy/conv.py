@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from ...threads import multiplies, parallel, scratch, threads_for
 from .elementwise import MOVED
 from .layout import channels_last, pixel_rows, sums_over_pixels, to_nchw
-from .windows import chunks, padded, threads_for_columns
+from .windows import bytes_for, chunks, padded, threads_for_columns
 from .winograd import fits_winograd, winograd, winograd_pays
 
 _CHUNK_BYTES = 1 << 21  # bytes of a column buffer: larger leaves the caches, smaller costs Python time
@@ -91,7 +91,8 @@ def _gather(x, weight, bias, cotangent, size, stride, padding, dilation, groups,
     y = np.empty((len(x), h, w, out_channels), x.dtype) if need_y else None
     bias_row = None if bias is None else bias[None].repeat(w, 0).ravel()  # one long run adds faster than w short ones
     threads = threads_for_columns(len(x) * h * w, taps, out_channels)
-    pieces = chunks(len(x), h, w * kh * kw * x.shape[3] * x.itemsize, _CHUNK_BYTES, threads)
+    row_bytes = w * kh * kw * x.shape[3] * x.itemsize
+    pieces = chunks(len(x), h, row_bytes, bytes_for(_CHUNK_BYTES, weight), threads)
 
     def run(start, stop):
         dmatrix = None if cotangent is None else np.zeros((groups, o, taps), x.dtype)
