@@ -45,7 +45,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path("runs/samplers/samplers.json"), help="the figure goes beside")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
-    parser.add_argument("--passes", nargs="+", type=int, default=[3, 5, 8, 10, 15, 25, 50])
+    parser.add_argument("--passes", nargs="+", type=int, default=[3, 5, 8, 10, 15, 25])
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--model", type=Path, help="a network of your own (default: mnist-ddpm)")
     parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"])
