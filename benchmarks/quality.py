@@ -69,7 +69,7 @@ def arguments():
     parser.add_argument("--digits", type=int, default=1000, help="test digits for denoising and the bound")
     parser.add_argument("--ancestral-digits", type=int, default=100, help="of them for the slowest method")
     parser.add_argument("--samples", type=int, default=10000)
-    parser.add_argument("--sampler", default="dpm", choices=["dpm", "ddim", "ddpm"])
+    parser.add_argument("--sampler", default="ddim", choices=["dpm", "ddim", "ddpm"])
     parser.add_argument("--steps", type=int, default=32, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 needs one pass a step, not two")
     parser.add_argument("--real", type=int, default=10000, help="test digits that the samples are compared with")
