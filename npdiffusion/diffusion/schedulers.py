@@ -89,8 +89,9 @@ class _Scheduler:
     def __post_init__(self):
         for name, value in self.config.items():
             kind = type(getattr(type(self), name))  # the default's
-            if kind is str and value not in CHOICES[name]:
-                raise ValueError(f"{name}: expected one of {', '.join(CHOICES[name])}; got {value!r}")
+            choices = (True, False) if kind is bool else CHOICES.get(name)
+            if choices and value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}; got {value!r}")
             try:  # NumPy's numbers become Python's, so that JSON can hold ``config``
                 setattr(self, name, operator.index(value) if kind is int else kind(value))
             except (TypeError, ValueError):
@@ -164,10 +165,13 @@ class _Scheduler:
         diffusers' DDIM steps to t - ⌊T/n⌋ instead, where the next step may not begin: of 1000 levels, linspace in 10
         steps, from 999 to 899, and on from 888. Both agree for leading spacing, and for trailing when n divides T.
         """
-        return int(np.append(self.timesteps, -1)[_Scheduler._step_index(self, operator.index(t)) + 1])
+        return int(np.append(self.timesteps, -1)[self._step_index(t) + 1])
 
     def _step_index(self, t):
         """Where in ``timesteps`` the level t is."""
+        if np.ndim(t):
+            raise TypeError(f"step: expected one integer timestep for the whole batch, got {t!r}")
+        t = check_timesteps(t, 1, self.num_train_timesteps)
         index = np.flatnonzero(self.timesteps == t)
         if len(index) == 0:
             raise ValueError(f"timestep {t} is not in scheduler.timesteps; choose them with set_timesteps")
@@ -237,10 +241,8 @@ class _Scheduler:
         (None: the library's); a scheduler that is not ``stochastic`` uses none, nor does a step from t = 0. Returns a
         SchedulerOutput.
         """
-        if getattr(timestep, "ndim", 0):
-            raise TypeError(f"step: expected one integer timestep for the whole batch, got {timestep!r}")
         check_like(model_output, "model_output", sample)
-        k = self._step_index(check_timesteps(timestep, len(sample), self.num_train_timesteps))
+        k = self._step_index(timestep)
         alpha_bar, alpha_bar_prev = self.alpha_bars[k:k + 2].tolist()
         if not self.stochastic or timestep == 0:
             noise = None
@@ -385,8 +387,8 @@ class DPMSolverMultistepScheduler(_Scheduler):
         self._last = None
 
     def trajectory(self, start, n):
-        n, ramp = min(n, start + 1), np.linspace(0, 1, min(n, start + 1))
-        high, low = self.sigmas[start], self.sigmas[0]
+        n = min(n, start + 1)
+        high, low, ramp = self.sigmas[start], self.sigmas[0], np.linspace(0, 1, n)
         if self.use_karras_sigmas:
             sigmas = (high**(1 / 7) + ramp * (low**(1 / 7) - high**(1 / 7)))**7
         elif self.use_lu_lambdas:
@@ -395,7 +397,7 @@ class DPMSolverMultistepScheduler(_Scheduler):
             timesteps, _ = super().trajectory(start, n if self.timestep_spacing == "trailing" else n + 1)
             return timesteps[:n], self._alpha_bars_of(timesteps[:n])
         t = np.interp(np.log(sigmas), np.log(self.sigmas), np.arange(self.num_train_timesteps))
-        t = np.floor(t) if self.beta_schedule == "squaredcos_cap_v2" else np.round(t)  # as diffusers does
+        t = np.floor(t + 1e-9) if self.beta_schedule == "squaredcos_cap_v2" else np.round(t)  # as diffusers does
         return t.astype(np.int64), np.append(1 / (1 + sigmas**2), self.final_alpha_cumprod)
 
     def extrapolation(self, alpha_bars):
@@ -415,23 +417,18 @@ class DPMSolverMultistepScheduler(_Scheduler):
         Take the steps in the order of ``timesteps``, from any of them on: ValueError for another order.
         ``set_timesteps`` begins a new loop.
         """
-        k, (_, x0_before) = self._step_index(timestep), self._last or (None, None)
-        weight = 0.0
-        if x0_before is not None:
+        check_like(model_output, "model_output", sample)
+        k, x0_before = self._step_index(timestep), None
+        if self._last is not None:
+            k, x0_before = self._last[0] + 1, self._last[1]  # levels close to each other may be told as the same t
+            if timestep != self.timesteps[k]:
+                raise ValueError(f"levels out of order: after timestep {self.timesteps[k - 1]} comes "
+                                 f"{self.timesteps[k]}, got {timestep}; set_timesteps begins a new loop")
             check_like(x0_before, "x_0 of the step before", sample)
-            weight = float(self.extrapolation(self.alpha_bars)[k])
-        result = super().step(model_output, timestep, sample, x0_before=x0_before, weight=weight)
+        weight = float(self.extrapolation(self.alpha_bars)[k])
+        result = self.reverse_step(model_output, sample, *self.alpha_bars[k:k + 2].tolist(), None, x0_before, weight)
         self._last = (k, result.pred_original_sample) if k + 1 < len(self.timesteps) else None
         return result
-
-    def _step_index(self, t):
-        if self._last is None:
-            return super()._step_index(t)
-        k = self._last[0] + 1  # not where t is: levels close to each other may be told as the same t
-        if t != self.timesteps[k]:
-            raise ValueError(f"levels out of order: after timestep {self.timesteps[k - 1]} comes {self.timesteps[k]}, "
-                             f"got {t}; set_timesteps begins a new loop")
-        return k
 
     def reverse_step(self, model_output, sample, alpha_bar, alpha_bar_prev, noise=None, x0_before=None, weight=0.0):
         """x_s from x_t = ``sample``, s the next level (Lu et al. 2022, algorithm 2):
