@@ -311,6 +311,10 @@ def test_the_file_decides_on_the_middle_s_norm(golden):
     (dict(num_train_timesteps=None), DDPMScheduler, dict(num_train_timesteps=1000)),
     (dict(_class_name="GaussianDDPMScheduler", timesteps=500, num_train_timesteps=None, tensor_format="pt"),
      DDPMScheduler, dict(num_train_timesteps=500)),
+    (dict(_class_name="GaussianDDPMScheduler", num_train_timesteps=300), DDPMScheduler, dict(num_train_timesteps=300)),
+    (dict(_class_name="DDIMScheduler", skip_prk_steps=True, timestep_values=[], set_alpha_to_one=False), DDIMScheduler,
+     dict(set_alpha_to_one=False)),  # keys of other schedulers, and of other versions
+    (dict(set_alpha_to_one=False), DDPMScheduler, dict(variance_type="fixed_large")),
     (dict(_class_name="DDIMScheduler", variance_type=None, set_alpha_to_one=False, beta_schedule="squaredcos_cap_v2"),
      DDIMScheduler, dict(set_alpha_to_one=False, beta_schedule="squaredcos_cap_v2", eta=0.0)),
     (dict(_class_name="DPMSolverMultistepScheduler", use_lu_lambdas=True, lambda_min_clipped=-math.inf,
@@ -380,6 +384,7 @@ def test_the_example(tmp_path):
 @pytest.mark.parametrize("key, value, message", [
     ("_class_name", "UNet2DConditionModel", '_class_name is "UNet2DConditionModel"; supported: UNet2DModel'),
     ("_class_name", None, "_class_name is null"),
+    ("_class_name", ["UNet2DModel"], "_class_name is .*; supported: UNet2DModel"),
     ("attention_legacy_order", True, "the key 'attention_legacy_order' is not known here"),
     ("time_embedding_type", "fourier", 'time_embedding_type is "fourier"; supported: "positional"'),
     ("down_block_types", ["AttnSkipDownBlock2D", "DownBlock2D", "DownBlock2D"], "down_block_types is.*AttnSkipDown"),
@@ -394,7 +399,8 @@ def test_the_example(tmp_path):
     ("attn_norm_num_groups", 3, "attn_norm_num_groups is 3, which does not divide"),
     ("norm_num_groups", None, "norm_num_groups is null"),
     ("freq_shift", 2, "freq_shift be less than half of it; got 4 and 2"),
-    ("freq_shift", True, "freq_shift is true; supported: a number"),
+    ("freq_shift", True, "freq_shift is true; supported: a finite number"),
+    ("norm_eps", math.nan, "norm_eps is NaN; supported: a finite number"),
     ("mid_block_type", "UNetMidBlock2DCrossAttn", "mid_block_type"),
     ("downsample_padding", 2, "downsample_padding is 2; supported: 0 or 1"),
     ("downsample_type", "fir", "downsample_type"),
@@ -434,6 +440,7 @@ def test_schedulers_that_are_refused(golden, key, value, message):
 
 @pytest.mark.parametrize("key, value", [
     ("algorithm_type", "sde-dpmsolver++"), ("solver_order", 3), ("solver_type", "heun"), ("sample_max_value", 1.5),
+    ("variance_type", "learned_range"),
     ("use_exponential_sigmas", True)])
 def test_solvers_that_are_refused(golden, key, value):
     rewrite(golden / "scheduler_config.json", _class_name="DPMSolverMultistepScheduler", **{key: value})
