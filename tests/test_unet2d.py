@@ -499,6 +499,23 @@ def test_calls_that_are_refused(config, shape, t, labels, message):
         small(**config)(Tensor(np.zeros(shape, np.float32)), t, labels)
 
 
+def test_types_that_are_refused():
+    model, x = small(num_class_embeds=3), np.zeros((2, 1, 4, 4), np.float32)
+    for wrong in (x, x.tolist(), None):
+        with pytest.raises(TypeError, match="UNet2DModel expects a Tensor, got (ndarray|list|NoneType): npdiffusion"):
+            model(wrong, 0, 1)
+    for wrong in ("5", [1, None], 5 + 1j, np.array([5, 5], object)):
+        with pytest.raises(TypeError, match="UNet2DModel expects t to be real numbers, got "):
+            model(Tensor(x), wrong, 1)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
+def test_outputs_that_are_no_pictures(kind):
+    """As of networks that also predict the variance."""
+    with pytest.raises(ValueError, match=r"the model's output: expected shape \(2, 1, 4, 4\) .* got \(2, 2, 4, 4\)"):
+        generate(small(out_channels=2), kind(), (2, 1, 4, 4), num_inference_steps=2)
+
+
 def test_arguments_that_are_refused():
     with pytest.raises(ValueError, match="UNet2DModel: the key 'channels' is not known here"):
         UNet2DModel(channels=(32, 64))
