@@ -114,7 +114,8 @@ def main():
         print("From left to right: yours, one-shot, in steps")
     else:
         path, columns = args.out / "drawn.png", None
-        solver = DPMSolverMultistepScheduler.from_config(scheduler.config | {"use_lu_lambdas": True})
+        evenly = {"use_karras_sigmas": False, "use_lu_lambdas": True}  # in log-SNR
+        solver = DPMSolverMultistepScheduler.from_config(scheduler.config | evenly)
         solver.set_timesteps(args.steps)
         pictures = draw(model, solver, args.count)
     save_png(path, pictures, columns)

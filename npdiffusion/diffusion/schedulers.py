@@ -343,18 +343,20 @@ class DDIMScheduler(_Scheduler):
 class DPMSolverMultistepScheduler(_Scheduler):
     """DPM-Solver++(2M): steps of second order, from two estimates of x_0 each (Lu et al. 2022, arXiv:2211.01095).
 
-    With λ = log(√ᾱ / √(1 - ᾱ)), half the log-SNR, and the model's estimates x_0(λ) on the way, exactly (eq. 8)
+    Let λ = log(√ᾱ / √(1 - ᾱ)), half the log-SNR, and x_0(λ) the model's estimate there. In the limit of many steps,
+    DDIM's path from level t to s is (proposition 4.1, eq. 8)
 
-        x_s = √(1 - ᾱ_s) / √(1 - ᾱ_t) x_t + √(1 - ᾱ_s) ∫ e^λ x_0(λ) dλ, from λ_t to λ_s.
+        x_s = √(1 - ᾱ_s) / √(1 - ᾱ_t) x_t + √(1 - ᾱ_s) ∫ e^λ x_0(λ) dλ, with λ from λ_t to λ_s.
 
-    DDIM holds x_0(λ) as it was at t. This lets it go on changing as it did in the step before, and so needs a third of
-    the steps.
+    A step of DDIM keeps x_0(λ) as it is at t. This one lets it change as it did in the step before, and so needs a
+    third of the steps.
 
-    solver_order: 2, or 1, DDIM. lower_order_final: a loop of fewer than 15 steps ends with one of first order; so does
-    any that ends at x_0 itself. final_sigmas_type: where that is, zero, or sigma_min, level 0. use_lu_lambdas: levels
-    evenly spaced in λ; use_karras_sigmas: in σ^(1/7) (Karras et al. 2022, eq. 5); both from T - 1 to 0, and between
-    levels too, where the model is told the nearest t. Neither: timestep_spacing. solver_type: midpoint (the D of
-    ``reverse_step``). The other arguments are DDPMScheduler's.
+    solver_order: 2, or 1, DDIM. final_sigmas_type: where the last step arrives, zero (x_0 itself) or sigma_min (level
+    0). lower_order_final: if there are fewer than 15 steps, the last is of first order; to x_0 itself it always is.
+    use_lu_lambdas: levels evenly spaced in λ; use_karras_sigmas: in σ^(1/7) (Karras et al. 2022, eq. 5); both from
+    T - 1 to 0, and between levels too, where the model is told the nearest t, or, for squaredcos_cap_v2, the one
+    below. Neither: timestep_spacing. solver_type: midpoint (the D of ``reverse_step``). The other arguments are
+    DDPMScheduler's.
     """
 
     timestep_spacing: str = "linspace"
@@ -436,7 +438,9 @@ class DPMSolverMultistepScheduler(_Scheduler):
         x_s = σ_s / σ_t x_t + (α_s - α_t σ_s / σ_t) D    with α = √ᾱ, σ = √(1 - ᾱ)
         D = x_0 + h / (2 h_before) (x_0 - x_0 before)    with h = λ_s - λ_t, h_before = λ_t - λ_before
 
-        ``weight`` is h / (2 h_before), see ``extrapolation``. The ᾱ and it are numbers or (N, 1, …); no noise is used.
+        D is x_0 in the middle of the step, at λ_t + h/2, on the line through the last two estimates; in the paper its
+        factor is -α_s (e^-h - 1). ``weight`` is h / (2 h_before), see ``extrapolation``. The ᾱ and it are numbers or
+        (N, 1, …); no noise is used.
         """
         shrink = ((1 - alpha_bar_prev) / (1 - alpha_bar))**0.5
         of_sample, of_x0, weight = cast(sample, shrink, alpha_bar_prev**0.5 - alpha_bar**0.5 * shrink, weight)
