@@ -1,5 +1,6 @@
 """diffusers' UNet2DModel in NumPy: against diffusers where it is installed, and against a file made with it."""
 
+import importlib
 import inspect
 import json
 import math
@@ -377,6 +378,15 @@ def test_the_example(golden, tmp_path):
     missing = run("google/ddpm-cifar10-32")
     assert missing.returncode and "Traceback" not in missing.stderr
     assert "hf download google/ddpm-cifar10-32 --local-dir DIR" in missing.stderr
+
+
+@pytest.mark.parametrize("side", [20, 29, 225])
+def test_the_example_s_pictures_may_have_any_side(side, tmp_path, monkeypatch):
+    """29/28·28 > 29: the part to cut out must not begin outside."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    Image.new("L", (side, side), 255).save(tmp_path / "white.png")
+    picture = importlib.import_module("run_checkpoint").load_square(tmp_path / "white.png", 1, 28, 28)
+    assert picture.shape == (1, 1, 28, 28) and (picture == 1).all()
 
 
 # Bad input

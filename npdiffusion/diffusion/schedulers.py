@@ -47,12 +47,6 @@ def make_betas(schedule, n, start, end):
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-def trailing_timesteps(n_train, n):
-    """n of the levels n_train - 1 … 0, evenly spaced, descending and starting at the last one."""
-    # [:n]: rounding can let arange yield one value too many (T = 1024, n = 49)
-    return np.round(np.arange(n_train, 0, -n_train / n)).astype(np.int64)[:n] - 1
-
-
 def cast(sample, *coefficients):
     """Coefficients (float64 arrays of shape (N, 1, …), or numbers) as they may multiply the sample."""
     return [c.astype(sample.dtype) if getattr(c, "ndim", 0) else float(c) for c in coefficients]
@@ -151,8 +145,8 @@ class _Scheduler:
             timesteps = np.arange(n)[::-1] * (levels // n) + self.steps_offset
         elif self.timestep_spacing == "linspace":
             timesteps = np.linspace(0, start, n).round()[::-1].astype(np.int64)
-        else:
-            timesteps = trailing_timesteps(levels, n)
+        else:  # [:n]: rounding can let arange yield one value too many (T = 1024, n = 49)
+            timesteps = np.arange(levels, 0, -levels / n).round()[:n].astype(np.int64) - 1
         timesteps = check_timesteps(timesteps, n, self.num_train_timesteps)  # which an offset may leave
         return timesteps, self._alpha_bars_of(timesteps)
 
@@ -170,7 +164,7 @@ class _Scheduler:
     def _step_index(self, t):
         """Where in ``timesteps`` the level t is."""
         if np.ndim(t):
-            raise TypeError(f"step: expected one integer timestep for the whole batch, got {t!r}")
+            raise TypeError(f"expected one integer timestep for the whole batch, got {t!r}")
         t = check_timesteps(t, 1, self.num_train_timesteps)
         index = np.flatnonzero(self.timesteps == t)
         if len(index) == 0:
