@@ -99,6 +99,9 @@ class _Scheduler:
         self.betas = make_betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
         self.alphas = 1 - self.betas
         self.alphas_cumprod = np.cumprod(self.alphas)
+        if self.alphas_cumprod[-1] < 1e-300:  # σ would be infinite
+            raise ValueError(f"beta_end: nothing of x_0 is left after {self.num_train_timesteps} such steps, got "
+                             f"{self.beta_end}")
         self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
         self.num_inference_steps = None
         self._alphas_cumprod_on = {}  # device -> the table there, for levels t that lie there
