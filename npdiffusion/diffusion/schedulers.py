@@ -240,14 +240,13 @@ class _Scheduler:
         """
         check_like(model_output, "model_output", sample)
         k = self._step_index(timestep)
-        alpha_bar, alpha_bar_prev = self.alpha_bars[k:k + 2].tolist()
         if not self.stochastic or timestep == 0:
             noise = None
         elif noise is None:
             noise = standard_normal(sample.shape, sample.dtype, generator, device_of(sample))
-        if noise is not None:
+        else:
             check_like(noise, "noise", sample)
-        return self.reverse_step(model_output, sample, alpha_bar, alpha_bar_prev, noise, **options)
+        return self.reverse_step(model_output, sample, *self.alpha_bars[k:k + 2].tolist(), noise, **options)
 
 
 @dataclass(eq=False)
