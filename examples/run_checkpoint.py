@@ -16,7 +16,7 @@ from command_line import above_0, add_common, integer, parse
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from npdiffusion import Tensor, no_grad
 from npdiffusion.data import noise_sigma, save_png
@@ -81,11 +81,7 @@ def load_square(path, channels, height, width):
     frame = next(read_frames(path))
     pixels = frame.grey() if channels == 1 or frame.values.dtype != np.uint8 else frame.values
     picture = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
-    factor = min(picture.height / height, picture.width / width)
-    half_height, half_width = factor * height / 2, factor * width / 2
-    y, x = picture.height / 2, picture.width / 2
-    box = x - half_width, y - half_height, x + half_width, y + half_height
-    small = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, box=box), np.float32)
+    small = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS), np.float32)
     return small.reshape(height, width, channels).transpose(2, 0, 1)[None] / 127.5 - 1
 
 
@@ -114,7 +110,8 @@ def main():
         print("From left to right: yours, one-shot, in steps")
     else:
         path, columns = args.out / "drawn.png", None
-        solver = DPMSolverMultistepScheduler.from_config(scheduler.config | {"use_lu_lambdas": True})
+        solver = DPMSolverMultistepScheduler.from_config(
+            scheduler.config | {"use_karras_sigmas": False, "use_lu_lambdas": True})
         solver.set_timesteps(args.steps)
         pictures = draw(model, solver, args.count)
     save_png(path, pictures, columns)

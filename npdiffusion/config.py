@@ -1,11 +1,12 @@
 """Configurations as diffusers writes them: JSON files, of which every key is either understood or refused."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 IGNORED = None  # in a table: a key that changes nothing here
-KINDS = {int: "a positive integer", float: "a number", bool: "true or false"}
+KINDS = {int: "a positive integer", float: "a finite number", bool: "true or false"}
 
 
 def find_file(directory, folder, name):
@@ -34,7 +35,7 @@ def read_config(path, tables):
         name = config.get("_class_name")
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or no configuration ({error}): download it again") from error
-    if name not in tables:
+    if name not in list(tables):  # which may be no name at all
         raise ValueError(f"{path}: _class_name is {json.dumps(name)}; supported: {' or '.join(tables)}")
     return name, check_config(path, config, tables[name])
 
@@ -71,7 +72,7 @@ def _fits(value, rule):
     if isinstance(rule, list):
         return isinstance(value, tuple) and all(_fits(one, rule[0]) for one in value)
     if rule is float:
-        return type(value) in (int, float)
+        return type(value) in (int, float) and abs(value) < math.inf
     if rule in KINDS:
         return type(value) is rule and (rule is bool or value > 0)
     return type(value) is type(rule) and value == rule

@@ -164,6 +164,13 @@ def test_more_levels_than_a_table_has():
     assert np.isfinite(walk(scheduler, start())).all()
 
 
+@pytest.mark.parametrize("spacing", ["karras", "lu"])
+def test_a_trajectory_begins_at_its_level(spacing):
+    """Rounded down, as diffusers does for this schedule, σ_t must not become t - 1."""
+    scheduler = DPMSolverMultistepScheduler(300, beta_schedule="squaredcos_cap_v2", **SPACINGS[spacing])
+    assert [scheduler.trajectory(t, 4)[0][0] for t in range(300)] == list(range(300))
+
+
 @pytest.mark.parametrize("kind, options", [(DDPMScheduler, {}), (DPMSolverMultistepScheduler, SPACINGS["karras"])])
 def test_denoise_goes_from_its_level_to_the_first(kind, options):
     """Evenly in log-SNR, unless the scheduler asks for Karras' levels."""
@@ -186,6 +193,10 @@ def test_steps_must_be_taken_in_order():
         scheduler.step(x, 80, x)
     with pytest.raises(ValueError, match=r"x_0 of the step before: expected shape \(1, 1, 4, 4\)"):
         scheduler.step(x[:1], 30, x[:1])
+    for wrong in ([30, 30], np.array([30, 30])):
+        for begun in (scheduler, DPMSolverMultistepScheduler(100)):
+            with pytest.raises(TypeError, match="one integer timestep for the whole batch"):
+                begun.step(x, wrong, x)
     scheduler.set_timesteps(timesteps=[80, 60, 30, 5])
     once = walk(scheduler, x)
     np.testing.assert_array_equal(walk(scheduler, x), once)  # after the last step comes the first
@@ -198,6 +209,7 @@ def test_steps_must_be_taken_in_order():
     ({"solver_order": 3}, "solver_order: expected 1 or 2, got 3"),
     ({"solver_type": "heun"}, "solver_type: expected one of midpoint; got 'heun'"),
     ({"final_sigmas_type": "none"}, "final_sigmas_type: expected one of zero, sigma_min; got 'none'"),
+    ({"use_karras_sigmas": "false"}, "use_karras_sigmas: expected one of True, False; got 'false'"),
     ({"use_karras_sigmas": True, "use_lu_lambdas": True}, "expected use_karras_sigmas or use_lu_lambdas, got both"),
 ])
 def test_bad_options(options, message):

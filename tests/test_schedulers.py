@@ -342,6 +342,7 @@ def test_noise_comes_from_the_generator(kind):
     ({"beta_end": None}, "beta_end: expected float, got None"),
     ({"beta_start": float("nan")}, "beta_start <= beta_end"),
     ({"beta_start": 0.5}, "beta_start <= beta_end"),
+    ({"beta_end": 0.95}, "beta_end: nothing of x_0 is left after 1024 such steps, got 0.95"),
     ({"clip_sample_range": -1.0}, "number > 0"),
 ])
 def test_bad_options(kind, options, message):

@@ -1,5 +1,6 @@
 """diffusers' UNet2DModel in NumPy: against diffusers where it is installed, and against a file made with it."""
 
+import importlib
 import inspect
 import json
 import math
@@ -311,6 +312,10 @@ def test_the_file_decides_on_the_middle_s_norm(golden):
     (dict(num_train_timesteps=None), DDPMScheduler, dict(num_train_timesteps=1000)),
     (dict(_class_name="GaussianDDPMScheduler", timesteps=500, num_train_timesteps=None, tensor_format="pt"),
      DDPMScheduler, dict(num_train_timesteps=500)),
+    (dict(_class_name="GaussianDDPMScheduler", num_train_timesteps=300), DDPMScheduler, dict(num_train_timesteps=300)),
+    (dict(_class_name="DDIMScheduler", skip_prk_steps=True, timestep_values=[], set_alpha_to_one=False), DDIMScheduler,
+     dict(set_alpha_to_one=False)),  # keys of other schedulers, and of other versions
+    (dict(set_alpha_to_one=False), DDPMScheduler, dict(variance_type="fixed_large")),
     (dict(_class_name="DDIMScheduler", variance_type=None, set_alpha_to_one=False, beta_schedule="squaredcos_cap_v2"),
      DDIMScheduler, dict(set_alpha_to_one=False, beta_schedule="squaredcos_cap_v2", eta=0.0)),
     (dict(_class_name="DPMSolverMultistepScheduler", use_lu_lambdas=True, lambda_min_clipped=-math.inf,
@@ -359,12 +364,13 @@ def test_classes():
             generate(model, scheduler, (2, 1, 4, 4), labels=1, guidance_scale=guidance_scale)
 
 
-def test_the_example(tmp_path):
+def test_the_example(golden, tmp_path):
     def run(*args):
         command = [sys.executable, ROOT / "examples" / "run_checkpoint.py", *map(str, args), "--out", tmp_path]
         return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
-    drawing = run(GOLDEN, "--count", 5, "--steps", 2)
+    rewrite(golden / "scheduler_config.json", _class_name="DPMSolverMultistepScheduler", use_karras_sigmas=True)
+    drawing = run(golden, "--count", 5, "--steps", 2)
     assert "18,399 weights; a pass takes" in drawing.stdout and "2/2" in drawing.stderr, drawing.stderr
     assert Image.open(tmp_path / "drawn.png").size == (3 * 12, 2 * 8)
     cleaning = run(GOLDEN, "--image", tmp_path / "drawn.png", "--steps", 2, "--sigma", 30)
@@ -374,12 +380,22 @@ def test_the_example(tmp_path):
     assert "hf download google/ddpm-cifar10-32 --local-dir DIR" in missing.stderr
 
 
+@pytest.mark.parametrize("side", [20, 29, 225])
+def test_the_example_s_pictures_may_have_any_side(side, tmp_path, monkeypatch):
+    """29/28·28 > 29: the part to cut out must not begin outside."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    Image.new("L", (side, side), 255).save(tmp_path / "white.png")
+    picture = importlib.import_module("run_checkpoint").load_square(tmp_path / "white.png", 1, 28, 28)
+    assert picture.shape == (1, 1, 28, 28) and (picture == 1).all()
+
+
 # Bad input
 
 
 @pytest.mark.parametrize("key, value, message", [
     ("_class_name", "UNet2DConditionModel", '_class_name is "UNet2DConditionModel"; supported: UNet2DModel'),
     ("_class_name", None, "_class_name is null"),
+    ("_class_name", ["UNet2DModel"], "_class_name is .*; supported: UNet2DModel"),
     ("attention_legacy_order", True, "the key 'attention_legacy_order' is not known here"),
     ("time_embedding_type", "fourier", 'time_embedding_type is "fourier"; supported: "positional"'),
     ("down_block_types", ["AttnSkipDownBlock2D", "DownBlock2D", "DownBlock2D"], "down_block_types is.*AttnSkipDown"),
@@ -394,7 +410,8 @@ def test_the_example(tmp_path):
     ("attn_norm_num_groups", 3, "attn_norm_num_groups is 3, which does not divide"),
     ("norm_num_groups", None, "norm_num_groups is null"),
     ("freq_shift", 2, "freq_shift be less than half of it; got 4 and 2"),
-    ("freq_shift", True, "freq_shift is true; supported: a number"),
+    ("freq_shift", True, "freq_shift is true; supported: a finite number"),
+    ("norm_eps", math.nan, "norm_eps is NaN; supported: a finite number"),
     ("mid_block_type", "UNetMidBlock2DCrossAttn", "mid_block_type"),
     ("downsample_padding", 2, "downsample_padding is 2; supported: 0 or 1"),
     ("downsample_type", "fir", "downsample_type"),
@@ -434,6 +451,7 @@ def test_schedulers_that_are_refused(golden, key, value, message):
 
 @pytest.mark.parametrize("key, value", [
     ("algorithm_type", "sde-dpmsolver++"), ("solver_order", 3), ("solver_type", "heun"), ("sample_max_value", 1.5),
+    ("variance_type", "learned_range"),
     ("use_exponential_sigmas", True)])
 def test_solvers_that_are_refused(golden, key, value):
     rewrite(golden / "scheduler_config.json", _class_name="DPMSolverMultistepScheduler", **{key: value})
@@ -490,6 +508,23 @@ def test_damaged_weights(golden):
 def test_calls_that_are_refused(config, shape, t, labels, message):
     with pytest.raises(ValueError, match=message):
         small(**config)(Tensor(np.zeros(shape, np.float32)), t, labels)
+
+
+def test_types_that_are_refused():
+    model, x = small(num_class_embeds=3), np.zeros((2, 1, 4, 4), np.float32)
+    for wrong in (x, x.tolist(), None):
+        with pytest.raises(TypeError, match="UNet2DModel expects a Tensor, got (ndarray|list|NoneType): npdiffusion"):
+            model(wrong, 0, 1)
+    for wrong in ("5", [1, None], 5 + 1j, np.array([5, 5], object)):
+        with pytest.raises(TypeError, match="UNet2DModel expects t to be real numbers, got "):
+            model(Tensor(x), wrong, 1)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
+def test_outputs_that_are_no_pictures(kind):
+    """As of networks that also predict the variance."""
+    with pytest.raises(ValueError, match=r"the model's output: expected shape \(2, 1, 4, 4\) .* got \(2, 2, 4, 4\)"):
+        generate(small(out_channels=2), kind(), (2, 1, 4, 4), num_inference_steps=2)
 
 
 def test_arguments_that_are_refused():

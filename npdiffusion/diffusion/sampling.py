@@ -15,7 +15,7 @@ from ..device import array_module, device_of, to_device
 from ..distributed import all_gather, over_ranks, share
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
-from .checks import check_labels, check_sample, check_shape, check_timesteps
+from .checks import check_labels, check_like, check_sample, check_shape, check_timesteps
 from .schedulers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 # Of denoise: the scheduler, and in how many steps (None: as many as there are levels)
@@ -167,6 +167,7 @@ def reverse(model, scheduler, x, trajectories, labels, guidance_scale, generator
 def one_step(model, scheduler, guidance_scale, x, t, alpha_bar, alpha_bar_prev, labels, noise, *before):
     """x_t -> x_{t-1} and x_0, for pictures at levels t (N,): the network, then the scheduler's formula."""
     output = predict(model, x, t, labels, guidance_scale)
+    check_like(output, "the model's output", x)
     return scheduler.reverse_step(output, x, alpha_bar, alpha_bar_prev, noise, *before)
 
 

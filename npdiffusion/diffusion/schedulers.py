@@ -47,12 +47,6 @@ def make_betas(schedule, n, start, end):
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-def trailing_timesteps(n_train, n):
-    """n of the levels n_train - 1 … 0, evenly spaced, descending and starting at the last one."""
-    # [:n]: rounding can let arange yield one value too many (T = 1024, n = 49)
-    return np.round(np.arange(n_train, 0, -n_train / n)).astype(np.int64)[:n] - 1
-
-
 def cast(sample, *coefficients):
     """Coefficients (float64 arrays of shape (N, 1, …), or numbers) as they may multiply the sample."""
     return [c.astype(sample.dtype) if getattr(c, "ndim", 0) else float(c) for c in coefficients]
@@ -89,8 +83,9 @@ class _Scheduler:
     def __post_init__(self):
         for name, value in self.config.items():
             kind = type(getattr(type(self), name))  # the default's
-            if kind is str and value not in CHOICES[name]:
-                raise ValueError(f"{name}: expected one of {', '.join(CHOICES[name])}; got {value!r}")
+            choices = (True, False) if kind is bool else CHOICES.get(name)
+            if choices and value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}; got {value!r}")
             try:  # NumPy's numbers become Python's, so that JSON can hold ``config``
                 setattr(self, name, operator.index(value) if kind is int else kind(value))
             except (TypeError, ValueError):
@@ -104,6 +99,9 @@ class _Scheduler:
         self.betas = make_betas(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
         self.alphas = 1 - self.betas
         self.alphas_cumprod = np.cumprod(self.alphas)
+        if self.alphas_cumprod[-1] < 1e-300:  # σ would be infinite
+            raise ValueError(f"beta_end: nothing of x_0 is left after {self.num_train_timesteps} such steps, got "
+                             f"{self.beta_end}")
         self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
         self.num_inference_steps = None
         self._alphas_cumprod_on = {}  # device -> the table there, for levels t that lie there
@@ -150,8 +148,8 @@ class _Scheduler:
             timesteps = np.arange(n)[::-1] * (levels // n) + self.steps_offset
         elif self.timestep_spacing == "linspace":
             timesteps = np.linspace(0, start, n).round()[::-1].astype(np.int64)
-        else:
-            timesteps = trailing_timesteps(levels, n)
+        else:  # [:n]: rounding can let arange yield one value too many (T = 1024, n = 49)
+            timesteps = np.arange(levels, 0, -levels / n).round()[:n].astype(np.int64) - 1
         timesteps = check_timesteps(timesteps, n, self.num_train_timesteps)  # which an offset may leave
         return timesteps, self._alpha_bars_of(timesteps)
 
@@ -164,10 +162,13 @@ class _Scheduler:
         diffusers' DDIM steps to t - ⌊T/n⌋ instead, where the next step may not begin: of 1000 levels, linspace in 10
         steps, from 999 to 899, and on from 888. Both agree for leading spacing, and for trailing when n divides T.
         """
-        return int(np.append(self.timesteps, -1)[_Scheduler._step_index(self, operator.index(t)) + 1])
+        return int(np.append(self.timesteps, -1)[self._step_index(t) + 1])
 
     def _step_index(self, t):
         """Where in ``timesteps`` the level t is."""
+        if np.ndim(t):
+            raise TypeError(f"expected one integer timestep for the whole batch, got {t!r}")
+        t = check_timesteps(t, 1, self.num_train_timesteps)
         index = np.flatnonzero(self.timesteps == t)
         if len(index) == 0:
             raise ValueError(f"timestep {t} is not in scheduler.timesteps; choose them with set_timesteps")
@@ -237,18 +238,15 @@ class _Scheduler:
         (None: the library's); a scheduler that is not ``stochastic`` uses none, nor does a step from t = 0. Returns a
         SchedulerOutput.
         """
-        if getattr(timestep, "ndim", 0):
-            raise TypeError(f"step: expected one integer timestep for the whole batch, got {timestep!r}")
         check_like(model_output, "model_output", sample)
-        k = self._step_index(check_timesteps(timestep, len(sample), self.num_train_timesteps))
-        alpha_bar, alpha_bar_prev = self.alpha_bars[k:k + 2].tolist()
+        k = self._step_index(timestep)
         if not self.stochastic or timestep == 0:
             noise = None
         elif noise is None:
             noise = standard_normal(sample.shape, sample.dtype, generator, device_of(sample))
-        if noise is not None:
+        else:
             check_like(noise, "noise", sample)
-        return self.reverse_step(model_output, sample, alpha_bar, alpha_bar_prev, noise, **options)
+        return self.reverse_step(model_output, sample, *self.alpha_bars[k:k + 2].tolist(), noise, **options)
 
 
 @dataclass(eq=False)
@@ -341,18 +339,20 @@ class DDIMScheduler(_Scheduler):
 class DPMSolverMultistepScheduler(_Scheduler):
     """DPM-Solver++(2M): steps of second order, from two estimates of x_0 each (Lu et al. 2022, arXiv:2211.01095).
 
-    With λ = log(√ᾱ / √(1 - ᾱ)), half the log-SNR, and the model's estimates x_0(λ) on the way, exactly (eq. 8)
+    Let λ = log(√ᾱ / √(1 - ᾱ)), half the log-SNR, and x_0(λ) the model's estimate there. In the limit of many steps,
+    DDIM's path from level t to s is (proposition 4.1, eq. 8)
 
-        x_s = √(1 - ᾱ_s) / √(1 - ᾱ_t) x_t + √(1 - ᾱ_s) ∫ e^λ x_0(λ) dλ, from λ_t to λ_s.
+        x_s = √(1 - ᾱ_s) / √(1 - ᾱ_t) x_t + √(1 - ᾱ_s) ∫ e^λ x_0(λ) dλ, with λ from λ_t to λ_s.
 
-    DDIM holds x_0(λ) as it was at t. This lets it go on changing as it did in the step before, and so needs a third of
-    the steps.
+    A step of DDIM keeps x_0(λ) as it is at t. This one lets it change as it did in the step before, and so needs a
+    third of the steps.
 
-    solver_order: 2, or 1, DDIM. lower_order_final: a loop of fewer than 15 steps ends with one of first order; so does
-    any that ends at x_0 itself. final_sigmas_type: where that is, zero, or sigma_min, level 0. use_lu_lambdas: levels
-    evenly spaced in λ; use_karras_sigmas: in σ^(1/7) (Karras et al. 2022, eq. 5); both from T - 1 to 0, and between
-    levels too, where the model is told the nearest t. Neither: timestep_spacing. solver_type: midpoint (the D of
-    ``reverse_step``). The other arguments are DDPMScheduler's.
+    solver_order: 2, or 1, DDIM. final_sigmas_type: where the last step arrives, zero (x_0 itself) or sigma_min (level
+    0). lower_order_final: if there are fewer than 15 steps, the last is of first order; to x_0 itself it always is.
+    use_lu_lambdas: levels evenly spaced in λ; use_karras_sigmas: in σ^(1/7) (Karras et al. 2022, eq. 5); both from
+    T - 1 to 0, and between levels too, where the model is told the nearest t, or, for squaredcos_cap_v2, the one
+    below. Neither: timestep_spacing. solver_type: midpoint (the D of ``reverse_step``). The other arguments are
+    DDPMScheduler's.
     """
 
     timestep_spacing: str = "linspace"
@@ -385,8 +385,8 @@ class DPMSolverMultistepScheduler(_Scheduler):
         self._last = None
 
     def trajectory(self, start, n):
-        n, ramp = min(n, start + 1), np.linspace(0, 1, min(n, start + 1))
-        high, low = self.sigmas[start], self.sigmas[0]
+        n = min(n, start + 1)
+        high, low, ramp = self.sigmas[start], self.sigmas[0], np.linspace(0, 1, n)
         if self.use_karras_sigmas:
             sigmas = (high**(1 / 7) + ramp * (low**(1 / 7) - high**(1 / 7)))**7
         elif self.use_lu_lambdas:
@@ -395,7 +395,7 @@ class DPMSolverMultistepScheduler(_Scheduler):
             timesteps, _ = super().trajectory(start, n if self.timestep_spacing == "trailing" else n + 1)
             return timesteps[:n], self._alpha_bars_of(timesteps[:n])
         t = np.interp(np.log(sigmas), np.log(self.sigmas), np.arange(self.num_train_timesteps))
-        t = np.floor(t) if self.beta_schedule == "squaredcos_cap_v2" else np.round(t)  # as diffusers does
+        t = np.floor(t + 1e-9) if self.beta_schedule == "squaredcos_cap_v2" else np.round(t)  # as diffusers does
         return t.astype(np.int64), np.append(1 / (1 + sigmas**2), self.final_alpha_cumprod)
 
     def extrapolation(self, alpha_bars):
@@ -415,23 +415,18 @@ class DPMSolverMultistepScheduler(_Scheduler):
         Take the steps in the order of ``timesteps``, from any of them on: ValueError for another order.
         ``set_timesteps`` begins a new loop.
         """
-        k, (_, x0_before) = self._step_index(timestep), self._last or (None, None)
-        weight = 0.0
-        if x0_before is not None:
+        check_like(model_output, "model_output", sample)
+        k, x0_before = self._step_index(timestep), None
+        if self._last is not None:
+            k, x0_before = self._last[0] + 1, self._last[1]  # levels close to each other may be told as the same t
+            if timestep != self.timesteps[k]:
+                raise ValueError(f"levels out of order: after timestep {self.timesteps[k - 1]} comes "
+                                 f"{self.timesteps[k]}, got {timestep}; set_timesteps begins a new loop")
             check_like(x0_before, "x_0 of the step before", sample)
-            weight = float(self.extrapolation(self.alpha_bars)[k])
-        result = super().step(model_output, timestep, sample, x0_before=x0_before, weight=weight)
+        weight = float(self.extrapolation(self.alpha_bars)[k])
+        result = self.reverse_step(model_output, sample, *self.alpha_bars[k:k + 2].tolist(), None, x0_before, weight)
         self._last = (k, result.pred_original_sample) if k + 1 < len(self.timesteps) else None
         return result
-
-    def _step_index(self, t):
-        if self._last is None:
-            return super()._step_index(t)
-        k = self._last[0] + 1  # not where t is: levels close to each other may be told as the same t
-        if t != self.timesteps[k]:
-            raise ValueError(f"levels out of order: after timestep {self.timesteps[k - 1]} comes {self.timesteps[k]}, "
-                             f"got {t}; set_timesteps begins a new loop")
-        return k
 
     def reverse_step(self, model_output, sample, alpha_bar, alpha_bar_prev, noise=None, x0_before=None, weight=0.0):
         """x_s from x_t = ``sample``, s the next level (Lu et al. 2022, algorithm 2):
@@ -439,7 +434,9 @@ class DPMSolverMultistepScheduler(_Scheduler):
         x_s = σ_s / σ_t x_t + (α_s - α_t σ_s / σ_t) D    with α = √ᾱ, σ = √(1 - ᾱ)
         D = x_0 + h / (2 h_before) (x_0 - x_0 before)    with h = λ_s - λ_t, h_before = λ_t - λ_before
 
-        ``weight`` is h / (2 h_before), see ``extrapolation``. The ᾱ and it are numbers or (N, 1, …); no noise is used.
+        D is x_0 in the middle of the step, at λ_t + h/2, on the line through the last two estimates; in the paper its
+        factor is -α_s (e^-h - 1). ``weight`` is h / (2 h_before), see ``extrapolation``. The ᾱ and it are numbers or
+        (N, 1, …); no noise is used.
         """
         shrink = ((1 - alpha_bar_prev) / (1 - alpha_bar))**0.5
         of_sample, of_x0, weight = cast(sample, shrink, alpha_bar_prev**0.5 - alpha_bar**0.5 * shrink, weight)

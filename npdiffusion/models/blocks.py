@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import functional as F, nn
 from ..device import array_module, to_device
+from ..tensor import Tensor
 
 GROUPS = 8  # of channels, in every group norm
 
@@ -25,7 +26,9 @@ def check_sizes(network, channels, groups=GROUPS, **sizes):
 
 
 def check_shape(network, x, *sizes):
-    """ValueError unless x has the shape (N, *sizes), where "H" and "W" stand for any size."""
+    """Raises unless x is a Tensor of shape (N, *sizes), where "H" and "W" stand for any size."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{network} expects a Tensor, got {type(x).__name__}: npdiffusion.Tensor(x) makes one")
     if x.ndim != 1 + len(sizes) or any(size not in (n, "H", "W") for size, n in zip(sizes, x.shape[1:])):
         raise ValueError(f"{network} expects an input of shape (N, {', '.join(map(str, sizes))}), got {x.shape}")
 
@@ -39,8 +42,10 @@ def check_sides(network, x, halvings):
 
 
 def per_sample(network, name, value, x, *sizes):
-    """``value``, of shape sizes (one for all) or (N, *sizes), as (N, *sizes) on the array x's device; or ValueError."""
+    """Numbers of shape sizes (one for all) or (N, *sizes), as (N, *sizes) on the array x's device; or an error."""
     value, shape = value if hasattr(value, "strides") else np.asarray(value), (len(x), *sizes)
+    if value.dtype.kind not in "iuf":
+        raise TypeError(f"{network} expects {name} to be real numbers, got {value.dtype}")
     if value.shape not in (sizes, shape):
         raise ValueError(f"{network} expects {name} of shape {shape}, got {value.shape}")
     return array_module(x).broadcast_to(to_device(value, x), shape)

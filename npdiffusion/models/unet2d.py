@@ -195,7 +195,8 @@ class UNet2DModel(nn.Module):
             raise ValueError(f"{pickled} is a pickle, which may run anything: it is not read; convert it with PyTorch: "
                              'python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
                              f"'{pickled}', weights_only=True), '{weights}')\"")
-        config, state = read_config(path, {"UNet2DModel": CONFIG})[1], _renamed(load_file(weights)[0])
+        _, config = read_config(path, {"UNet2DModel": CONFIG})
+        state = _renamed(load_file(weights)[0])
         if "mid_block.attentions.0.group_norm.weight" in state:  # the file decides: versions differ for scale_shift
             config["attn_norm_num_groups"] = config["attn_norm_num_groups"] or config["norm_num_groups"]
         try:
