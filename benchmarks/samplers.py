@@ -15,6 +15,7 @@ measured stands in the JSON file and is not done again.
   trailing  DPM-Solver++(2M) (Lu et al. 2022), the same levels
   karras    … levels evenly spaced in σ^(1/7) (Karras et al. 2022)
   lu        … levels evenly spaced in log-SNR
+  adams     Adams and Bashforth's method of second order for x_0, evenly spaced levels
 """
 
 import argparse
@@ -27,7 +28,9 @@ from tqdm import tqdm
 
 import numpy as np
 from npdiffusion import Tensor, functional as F, manual_seed, nn, no_grad, optim, to_device
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, generate
+from npdiffusion.diffusion import (
+    AdamsBashforthScheduler, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, generate,
+)
 from npdiffusion.figures import save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.metrics import frechet_distance
@@ -36,9 +39,11 @@ SAMPLERS = {"ddpm": DDPMScheduler(timestep_spacing="trailing"),
             "ddim": DDIMScheduler(timestep_spacing="trailing"),
             "trailing": DPMSolverMultistepScheduler(timestep_spacing="trailing"),
             "karras": DPMSolverMultistepScheduler(use_karras_sigmas=True),
-            "lu": DPMSolverMultistepScheduler(use_lu_lambdas=True)}
+            "lu": DPMSolverMultistepScheduler(use_lu_lambdas=True),
+            "adams": AdamsBashforthScheduler()}
 TITLES = {"ddpm": "DDPM", "ddim": "DDIM", "trailing": "DPM-Solver++, evenly in t",
-          "karras": "DPM-Solver++, Karras", "lu": "DPM-Solver++, evenly in log-SNR"}
+          "karras": "DPM-Solver++, Karras", "lu": "DPM-Solver++, evenly in log-SNR",
+          "adams": "Adams–Bashforth, evenly in t"}
 
 
 def arguments():
@@ -101,7 +106,7 @@ def curves(results, floor):
 
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
-    for (name, found), marker in zip(results.items(), "xos^D"):
+    for (name, found), marker in zip(results.items(), "xos^Dv"):
         passes = sorted(map(int, found))
         axes.plot(passes, [found[str(n)]["plain_fid"] for n in passes], marker=marker, ms=4, lw=1.2, label=TITLES[name])
     axes.axhline(floor, color="0.5", lw=1, ls=":", label="as many training digits")

@@ -3,7 +3,8 @@
 import math
 
 from ..config import IGNORED, find_file, read_config
-from .schedulers import CHOICES, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from .multistep import DPMSolverMultistepScheduler
+from .schedulers import CHOICES, DDIMScheduler, DDPMScheduler
 
 COMMON = {  # key: (diffusers' default, what is supported), see config.py; what only other classes have is ignored
     "num_train_timesteps": (1000, int), "beta_schedule": ("linear", CHOICES["beta_schedule"]),

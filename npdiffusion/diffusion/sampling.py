@@ -16,7 +16,8 @@ from ..distributed import all_gather, over_ranks, share
 from ..random import standard_normal
 from ..tensor import Tensor, no_grad
 from .checks import check_labels, check_like, check_sample, check_shape, check_timesteps
-from .schedulers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from .multistep import DPMSolverMultistepScheduler
+from .schedulers import DDIMScheduler, DDPMScheduler
 
 # Of denoise: the scheduler, and in how many steps (None: as many as there are levels)
 METHODS = {"one-shot": (None, 1), "dpm": (DPMSolverMultistepScheduler, 8), "ddim": (DDIMScheduler, 20),
@@ -146,7 +147,7 @@ def reverse(model, scheduler, x, trajectories, labels, guidance_scale, generator
     levels, alpha_bars = map(table, zip(*trajectories))
     t, alpha_bars = placed(levels), placed(alpha_bars[:, :, None, None, None])
     if scheduler.multistep:
-        weights = placed(table([scheduler.extrapolation(a) for _, a in trajectories])[:, :, None, None, None])
+        weights = placed(table([scheduler.extrapolation(*way) for way in trajectories])[:, :, None, None, None])
     x, x0, labels = x[mine].copy(), x[mine].copy(), None if labels is None else labels[mine]
     with model.evaluating():
         for k in tqdm(range(steps[0]), disable=not progress):

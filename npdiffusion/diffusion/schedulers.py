@@ -3,8 +3,7 @@
 Symbols are the papers': x_0 a clean sample, ε ~ N(0, I), β_t the variance added at step t, α_t = 1 - β_t,
 ᾱ_t = α_0 ⋯ α_t, and x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε. Steps count from t = 0 (nearly clean) to T - 1 (noise);
 before t = 0 comes x_0 itself, with ᾱ = 1. Names and behaviour are those of diffusers, but for where a DDIM step
-arrives (``previous_timestep``), and for DPM-Solver's clipping, which DDPM and DDIM have there (its "thresholding", with
-``sample_max_value=1``, is the same).
+arrives (``previous_timestep``).
 
 Tables are float64; each coefficient is cast last, so float32 samples stay float32.
 """
@@ -58,7 +57,7 @@ def rates(sample, alpha_bar):
 
 
 @dataclass(eq=False)
-class _Scheduler:
+class Scheduler:
     """Tables, forward process and conversions that all schedulers share.
 
     ``betas``, ``alphas``, ``alphas_cumprod`` (ᾱ) and ``sigmas`` hold T = num_train_timesteps float64 values.
@@ -250,7 +249,7 @@ class _Scheduler:
 
 
 @dataclass(eq=False)
-class DDPMScheduler(_Scheduler):
+class DDPMScheduler(Scheduler):
     """Ancestral sampling: every step draws x_{t-1} from the Gaussian p(x_{t-1} | x_t) (Ho et al. 2020).
 
     num_train_timesteps: T. beta_schedule: linear, scaled_linear or sigmoid (from beta_start to beta_end),
@@ -285,7 +284,7 @@ class DDPMScheduler(_Scheduler):
 
 
 @dataclass(eq=False)
-class DDIMScheduler(_Scheduler):
+class DDIMScheduler(Scheduler):
     """Implicit sampling (Song et al. 2021): the same model, far fewer steps.
 
     eta: η from 0 (no noise: the same start always gives the same picture) to 1 (DDPM's posterior noise).
@@ -333,113 +332,3 @@ class DDIMScheduler(_Scheduler):
             epsilon = (sample - a * x0) / b
         prev = a_prev * x0 + direction * epsilon
         return SchedulerOutput(prev if noise is None else prev + sigma * noise, x0)
-
-
-@dataclass(eq=False)
-class DPMSolverMultistepScheduler(_Scheduler):
-    """DPM-Solver++(2M): steps of second order, from two estimates of x_0 each (Lu et al. 2022, arXiv:2211.01095).
-
-    Let λ = log(√ᾱ / √(1 - ᾱ)), half the log-SNR, and x_0(λ) the model's estimate there. In the limit of many steps,
-    DDIM's path from level t to s is (proposition 4.1, eq. 8)
-
-        x_s = √(1 - ᾱ_s) / √(1 - ᾱ_t) x_t + √(1 - ᾱ_s) ∫ e^λ x_0(λ) dλ, with λ from λ_t to λ_s.
-
-    A step of DDIM keeps x_0(λ) as it is at t. This one lets it change as it did in the step before, and so needs a
-    third of the steps.
-
-    solver_order: 2, or 1, DDIM. final_sigmas_type: where the last step arrives, zero (x_0 itself) or sigma_min (level
-    0). lower_order_final: if there are fewer than 15 steps, the last is of first order; to x_0 itself it always is.
-    use_lu_lambdas: levels evenly spaced in λ; use_karras_sigmas: in σ^(1/7) (Karras et al. 2022, eq. 5); both from
-    T - 1 to 0, and between levels too, where the model is told the nearest t, or, for squaredcos_cap_v2, the one
-    below. Neither: timestep_spacing. solver_type: midpoint (the D of ``reverse_step``). The other arguments are
-    DDPMScheduler's.
-    """
-
-    timestep_spacing: str = "linspace"
-    solver_order: int = 2
-    solver_type: str = "midpoint"
-    lower_order_final: bool = True
-    use_karras_sigmas: bool = False
-    use_lu_lambdas: bool = False
-    final_sigmas_type: str = "zero"
-
-    stochastic, multistep = False, True
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.solver_order not in (1, 2):
-            raise ValueError(f"solver_order: expected 1 or 2, got {self.solver_order}")
-        if self.use_karras_sigmas and self.use_lu_lambdas:
-            raise ValueError("expected use_karras_sigmas or use_lu_lambdas, got both")
-        self._last = None  # step of the loop that ``step`` took last, and the x_0 of it
-
-    @property
-    def final_alpha_cumprod(self):
-        return 1.0 if self.final_sigmas_type == "zero" else float(self.alphas_cumprod[0])
-
-    def set_timesteps(self, num_inference_steps=None, timesteps=None):
-        """As ``DDPMScheduler.set_timesteps``, but that linspace and leading choose the first n of n + 1 levels."""
-        if timesteps is not None and (self.use_karras_sigmas or self.use_lu_lambdas):
-            raise ValueError("timesteps: a scheduler with use_karras_sigmas or use_lu_lambdas chooses its own")
-        super().set_timesteps(num_inference_steps, timesteps)
-        self._last = None
-
-    def trajectory(self, start, n):
-        n = min(n, start + 1)
-        high, low, ramp = self.sigmas[start], self.sigmas[0], np.linspace(0, 1, n)
-        if self.use_karras_sigmas:
-            sigmas = (high**(1 / 7) + ramp * (low**(1 / 7) - high**(1 / 7)))**7
-        elif self.use_lu_lambdas:
-            sigmas = high * (low / high)**ramp
-        else:
-            timesteps, _ = super().trajectory(start, n if self.timestep_spacing == "trailing" else n + 1)
-            return timesteps[:n], self._alpha_bars_of(timesteps[:n])
-        t = np.interp(np.log(sigmas), np.log(self.sigmas), np.arange(self.num_train_timesteps))
-        t = np.floor(t + 1e-9) if self.beta_schedule == "squaredcos_cap_v2" else np.round(t)  # as diffusers does
-        return t.astype(np.int64), np.append(1 / (1 + sigmas**2), self.final_alpha_cumprod)
-
-    def extrapolation(self, alpha_bars):
-        """h / (2 h_before) for each step (K,) of a loop, h its length in λ; 0 for steps of first order."""
-        with np.errstate(divide="ignore"):  # x_0 is infinitely far
-            h = np.diff(np.log(alpha_bars / (1 - alpha_bars)) / 2)
-        weights = np.zeros(len(h))
-        if self.solver_order == 2:
-            weights[1:] = h[1:] / (2 * h[:-1])
-        if self.final_sigmas_type == "zero" or self.lower_order_final and len(h) < 15:
-            weights[-1] = 0
-        return weights
-
-    def step(self, model_output, timestep, sample, *, generator=None, noise=None):
-        """As ``DDPMScheduler.step``, without noise; it remembers the last x_0.
-
-        Take the steps in the order of ``timesteps``, from any of them on: ValueError for another order.
-        ``set_timesteps`` begins a new loop.
-        """
-        check_like(model_output, "model_output", sample)
-        k, x0_before = self._step_index(timestep), None
-        if self._last is not None:
-            k, x0_before = self._last[0] + 1, self._last[1]  # levels close to each other may be told as the same t
-            if timestep != self.timesteps[k]:
-                raise ValueError(f"levels out of order: after timestep {self.timesteps[k - 1]} comes "
-                                 f"{self.timesteps[k]}, got {timestep}; set_timesteps begins a new loop")
-            check_like(x0_before, "x_0 of the step before", sample)
-        weight = float(self.extrapolation(self.alpha_bars)[k])
-        result = self.reverse_step(model_output, sample, *self.alpha_bars[k:k + 2].tolist(), None, x0_before, weight)
-        self._last = (k, result.pred_original_sample) if k + 1 < len(self.timesteps) else None
-        return result
-
-    def reverse_step(self, model_output, sample, alpha_bar, alpha_bar_prev, noise=None, x0_before=None, weight=0.0):
-        """x_s from x_t = ``sample``, s the next level (Lu et al. 2022, algorithm 2):
-
-        x_s = σ_s / σ_t x_t + (α_s - α_t σ_s / σ_t) D    with α = √ᾱ, σ = √(1 - ᾱ)
-        D = x_0 + h / (2 h_before) (x_0 - x_0 before)    with h = λ_s - λ_t, h_before = λ_t - λ_before
-
-        D is x_0 in the middle of the step, at λ_t + h/2, on the line through the last two estimates; in the paper its
-        factor is -α_s (e^-h - 1). ``weight`` is h / (2 h_before), see ``extrapolation``. The ᾱ and it are numbers or
-        (N, 1, …); no noise is used.
-        """
-        shrink = ((1 - alpha_bar_prev) / (1 - alpha_bar))**0.5
-        of_sample, of_x0, weight = cast(sample, shrink, alpha_bar_prev**0.5 - alpha_bar**0.5 * shrink, weight)
-        x0, _ = self._estimates(model_output, sample, alpha_bar)
-        extrapolated = x0 if x0_before is None else x0 + weight * (x0 - x0_before)
-        return SchedulerOutput(of_sample * sample + of_x0 * extrapolated, x0)

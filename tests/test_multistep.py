@@ -1,4 +1,4 @@
-"""DPM-Solver++ against its formula, against a differential equation whose solution is known, and against diffusers."""
+"""DPM-Solver++ and Adams and Bashforth's method: their formulas, an equation with a known solution, diffusers."""
 
 import math
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from npdiffusion import nn
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate
+from npdiffusion.diffusion import (
+    AdamsBashforthScheduler, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate,
+)
 from npdiffusion.tensor import Tensor
 
 SPACINGS = {"linspace": {}, "leading": {"timestep_spacing": "leading"}, "trailing": {"timestep_spacing": "trailing"},
@@ -35,6 +37,7 @@ def start(seed=0, dtype=np.float64):
 def test_defaults_are_what_the_docs_say():
     common = DDIMScheduler().config
     del common["eta"], common["set_alpha_to_one"]
+    assert AdamsBashforthScheduler().config == {**common, "timestep_spacing": "trailing"}
     assert DPMSolverMultistepScheduler().config == {
         **common, "timestep_spacing": "linspace", "solver_order": 2, "solver_type": "midpoint",
         "lower_order_final": True, "use_karras_sigmas": False, "use_lu_lambdas": False, "final_sigmas_type": "zero"}
@@ -92,20 +95,42 @@ def test_a_loop_by_hand():
     np.testing.assert_allclose(walk(scheduler, start()), x, rtol=1e-9)
 
 
+def error(scheduler, n, s=0.5):
+    """Of x_0 after n steps, for data from N(0, s²), whose path is x_t ∝ √(s² ᾱ_t + 1 - ᾱ_t)."""
+    scheduler.set_timesteps(n)
+    x, first, last = np.ones((1, 1)), *scheduler.alpha_bars[[0, -1]]
+    for t, alpha_bar in zip(scheduler.timesteps.tolist(), scheduler.alpha_bars.tolist()):
+        output = math.sqrt(1 - alpha_bar) * x / (s**2 * alpha_bar + 1 - alpha_bar)
+        x = scheduler.step(output, t, x).prev_sample
+    return abs(x.item() - math.sqrt((s**2 * last + 1 - last) / (s**2 * first + 1 - first)))
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_its_order(order):
-    """For data from N(0, s²) the path is x_t ∝ √(s² ᾱ_t + 1 - ᾱ_t): twice the steps, 2^order less error."""
-    def error(n):
-        scheduler = DPMSolverMultistepScheduler(clip_sample=False, use_lu_lambdas=True, solver_order=order,
-                                                final_sigmas_type="sigma_min")
-        scheduler.set_timesteps(n)
-        x, s, first, last = 1.0 * np.ones((1, 1)), 0.5, *scheduler.alpha_bars[[0, -1]]
-        for t, alpha_bar in zip(scheduler.timesteps.tolist(), scheduler.alpha_bars.tolist()):
-            output = math.sqrt(1 - alpha_bar) * x / (s**2 * alpha_bar + 1 - alpha_bar)
-            x = scheduler.step(output, t, x).prev_sample
-        return abs(x.item() - math.sqrt((s**2 * last + 1 - last) / (s**2 * first + 1 - first)))
+    """Twice the steps, 2^order less error."""
+    solver = DPMSolverMultistepScheduler(clip_sample=False, use_lu_lambdas=True, solver_order=order,
+                                         final_sigmas_type="sigma_min")
+    assert 0.8 * 2**order < error(solver, 40) / error(solver, 80) < 1.3 * 2**order
 
-    assert 0.8 * 2**order < error(40) / error(80) < 1.3 * 2**order
+
+@pytest.mark.parametrize("n", [5, 8, 15])
+def test_of_second_order_they_are_better_than_ddim(n):
+    ddim = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    assert 1.5 * error(AdamsBashforthScheduler(clip_sample=False), n) < error(ddim, n)
+    assert 1.5 * error(DPMSolverMultistepScheduler(clip_sample=False, use_karras_sigmas=True), n) < error(ddim, n)
+
+
+def test_adams_and_bashforth_by_hand():
+    """Evenly spaced levels: DDIM's steps from 3/2 x_0 - 1/2 x_0 before, the last one too."""
+    scheduler = AdamsBashforthScheduler(1000, clip_sample=False)
+    scheduler.set_timesteps(5)
+    assert scheduler.timesteps.tolist() == [999, 799, 599, 399, 199]
+    x, before = start(), None
+    for a, b in zip(scheduler.alpha_bars, scheduler.alpha_bars[1:]):
+        x0 = (x - math.sqrt(1 - a) * model_output("epsilon", a, x)) / math.sqrt(a)
+        d = x0 if before is None else 1.5 * x0 - 0.5 * before
+        x, before = math.sqrt(b) * d + math.sqrt((1 - b) / (1 - a)) * (x - math.sqrt(a) * d), x0
+    np.testing.assert_allclose(walk(scheduler, start()), x, rtol=1e-9)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
@@ -125,7 +150,7 @@ def test_of_order_1_it_is_ddim(prediction_type):
 def test_which_steps_are_of_first_order(lower_order_final, n, final, last):
     scheduler = DPMSolverMultistepScheduler(lower_order_final=lower_order_final, final_sigmas_type=final)
     scheduler.set_timesteps(n)
-    weights = scheduler.extrapolation(scheduler.alpha_bars)
+    weights = scheduler.extrapolation(scheduler.timesteps, scheduler.alpha_bars)
     assert weights[0] == 0 and (weights[1:-1] > 0).all() and (weights[-1] > 0) == last
 
 
@@ -142,9 +167,9 @@ class Model(nn.Module):
         return Tensor(np.stack(outputs).astype(x.data.dtype))
 
 
-@pytest.mark.parametrize("name", SPACINGS)
-def test_generate_is_the_written_out_loop(name):
-    scheduler = DPMSolverMultistepScheduler(**SPACINGS[name])
+@pytest.mark.parametrize("scheduler", [AdamsBashforthScheduler(),
+                                       *(DPMSolverMultistepScheduler(**options) for options in SPACINGS.values())])
+def test_generate_is_the_written_out_loop(scheduler):
     model = Model(scheduler)
     x = generate(model, scheduler, (2, 1, 4, 4), num_inference_steps=7, generator=np.random.default_rng(0),
                  dtype=np.float64)
