@@ -32,7 +32,7 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
         model: a Module, called as ``model(x, t, labels)`` with x of shape (N, C, H, W), t and labels (N,). On a GPU
             the passes of ``npdiffusion.captured(model)``, with the scheduler's steps, are replayed as a CUDA graph;
             keep it for later calls.
-        scheduler: a DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler.
+        scheduler: a DDPMScheduler, DDIMScheduler, or one of ``multistep.py``.
         shape: (N, C, H, W).
         labels: one class for all, (N,) classes in 0 … model.num_classes - 1, or None: no condition.
         guidance_scale: s in  ε = ε(x, ∅) + s (ε(x, c) - ε(x, ∅)).  s = 0 ignores the labels, s = 1 is the
