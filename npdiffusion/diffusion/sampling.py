@@ -10,6 +10,7 @@ import operator
 import numpy as np
 from tqdm import tqdm
 
+from .. import functional as F
 from ..cuda_graph import replayed
 from ..device import array_module, device_of, to_device
 from ..distributed import all_gather, over_ranks, share
@@ -173,17 +174,21 @@ def one_step(model, scheduler, guidance_scale, x, t, alpha_bar, alpha_bar_prev, 
 
 
 def predict(model, x, t, labels, guidance_scale):
-    """The model's output at level t (an int or (N,) integers), guided (see ``generate``).
+    """The model's output at level t (an int or (N,) integers), guided (see ``generate``), as an array."""
+    with no_grad():
+        return guided(model, Tensor(x), t, labels, guidance_scale).data
+
+
+def guided(model, x, t, labels, guidance_scale):
+    """As ``predict``, of and as a Tensor, through which gradients flow.
 
     Guidance needs the model with and without labels: both halves go through it as one batch of 2 N.
     """
-    xp, n = array_module(x), len(x)
-    t = xp.full(n, t, dtype=np.int64) if isinstance(t, int) else to_device(t, x)
-    with no_grad():
-        if labels is None or guidance_scale == 1:
-            return model(Tensor(x), t, labels).data
-        no_label = xp.full_like(labels, model.num_classes)
-        twice = Tensor(xp.concatenate([x, x]))
-        output = model(twice, xp.concatenate([t, t]), xp.concatenate([labels, no_label])).data
+    xp, n = array_module(x.data), len(x)
+    t = xp.full(n, t, dtype=np.int64) if isinstance(t, int) else to_device(t, x.data)
+    if labels is None or guidance_scale == 1:
+        return model(x, t, labels)
+    no_label = xp.full_like(labels, model.num_classes)
+    output = model(F.cat([x, x]), xp.concatenate([t, t]), xp.concatenate([labels, no_label]))
     conditional, unconditional = output[:n], output[n:]
     return unconditional + guidance_scale * (conditional - unconditional)
