@@ -40,7 +40,7 @@ class Inpaint:
             raise ValueError("mask: all pixels are missing; it is True where a pixel was measured")
 
     def forward(self, x):
-        if np.broadcast_shapes(self.mask.shape, x.shape[1:]) != x.shape[1:]:
+        if any(mine not in (1, size) for mine, size in zip(self.mask.shape[::-1], x.shape[:0:-1])):
             raise ValueError(f"mask: shape {self.mask.shape} does not fit pictures of shape {x.shape}")
         return array_module(x).where(to_device(self.mask, x), x, 0)
 
@@ -169,7 +169,8 @@ def restore(model, scheduler, measured, operator, sigma=0.0, labels=None, guidan
     if count < 1:
         raise ValueError(f"num_samples: expected at least 1, or None, got {num_samples}")
     y = to_device(measured, model.device)
-    start = operator.pinv(y)
+    with np.errstate(invalid="ignore"):  # what is not finite is told below
+        start = operator.pinv(y)
     if not array_module(start).isfinite(start).all():
         raise ValueError("measured: expected finite values, got NaN or infinity; for missing pixels there is Inpaint")
     y, shape = operator.forward(start), start.shape  # what no picture could give is left out
