@@ -567,6 +567,14 @@ def tri(N, M=None, k=0, dtype=float):
     return new(np.tri(N, M, k, dtype))
 
 
+def rfft2(a, s=None, axes=(-2, -1), norm=None):
+    return new(np.fft.rfft2(bare(a), s, axes, norm))
+
+
+def irfft2(a, s=None, axes=(-2, -1), norm=None):
+    return new(np.fft.irfft2(bare(a), s, axes, norm))
+
+
 # Moving elements
 
 
@@ -716,6 +724,7 @@ module.cuda = types.SimpleNamespace(
     Device=Device, Event=Event, Graph=Graph, MemoryPool=MemoryPool, Stream=Stream, using_allocator=using_allocator,
     get_current_stream=get_current_stream, get_elapsed_time=get_elapsed_time, runtime=types.SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda device: {"name": b"a CPU in the place of a GPU"}))
+module.fft = types.SimpleNamespace(rfft2=op(rfft2), irfft2=op(irfft2))
 module.__version__ = "stand-in"
 
 
@@ -726,7 +735,7 @@ def names():
         "cuda.Graph.launch", "cuda.Graph.upload", "cuda.MemoryPool.malloc", "cuda.Stream.begin_capture",
         "cuda.Stream.end_capture", "cuda.Stream.is_capturing", "cuda.get_current_stream", "cuda.using_allocator",
         "cuda.get_elapsed_time", "cuda.runtime.getDeviceCount", "cuda.runtime.getDeviceProperties",
-        *(f"_core.{n}" for n in vars(module._core)),
+        *(f"fft.{n}" for n in vars(module.fft)), *(f"_core.{n}" for n in vars(module._core)),
         *(f"_core._routines_linalg.{n}" for n in vars(module._core._routines_linalg))}
     return own | {f"ndarray.{n}" for n in vars(ndarray) if n not in (
         "_a", "_seen", "_view_or_copy", "_index", "__module__", "__slots__", "__weakref__", "__doc__")}

@@ -19,7 +19,9 @@ from npdiffusion import Tensor, device as devices, functional as F, nn, optim, t
 from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.cuda_graph import captured
 from npdiffusion.data import SyntheticDigits, SyntheticMicrographs
-from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, variational_bound
+from npdiffusion.diffusion import (
+    AveragePool, Blur, DDIMScheduler, DDPMScheduler, Gray, Inpaint, denoise, generate, restore, variational_bound,
+)
 from npdiffusion.models import VAE, Classifier, NoiseLevelNet, UNet, laplace_nll, load_model, save_model, vae_loss
 from npdiffusion.training import Training
 
@@ -474,6 +476,23 @@ def test_denoise(cupy, method):
             assert devices.device_of(results[-1]) == model.device
             back = denoise(model, scheduler, noisy, t, generator=np.random.default_rng(1), **options)
             assert isinstance(back, np.ndarray) and np.array_equal(back, host(results[-1]))
+    for a, b in zip(results[:2], results[2:]):
+        close(b, a, 1e-8)
+
+
+@pytest.mark.parametrize("operator", [Inpaint(np.arange(16).reshape(4, 4) % 3 > 0), AveragePool(2), Gray([0.5]),
+                                      Blur([[0.5, 0.3, 0.1]])])
+def test_restore(cupy, operator):
+    scheduler, results = DDPMScheduler(40), []
+    y = operator.forward(0.3 * np.random.default_rng(0).standard_normal((2, 1, 4, 4)))
+    for device in ("cpu", "cuda"):
+        model = small_unet().to("float64").to(device)
+        model = captured(model) if device == "cuda" else model
+        for sigma in (0.0, 0.2):
+            options = dict(labels=np.array([0, 1]), guidance_scale=2.0, num_inference_steps=3, num_samples=2)
+            results.append(restore(model, scheduler, to_device(y, device), operator, sigma,
+                                   generator=np.random.default_rng(1), **options))
+            assert devices.device_of(results[-1]) == model.device
     for a, b in zip(results[:2], results[2:]):
         close(b, a, 1e-8)
 
