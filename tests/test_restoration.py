@@ -72,7 +72,7 @@ def test_operators_by_hand():
     x = np.arange(16.0).reshape(1, 1, 4, 4)
     np.testing.assert_array_equal(AveragePool(2).forward(x), [[[[2.5, 4.5], [10.5, 12.5]]]])
     np.testing.assert_array_equal(Inpaint(np.eye(4)).forward(x)[0, 0], np.diag([0.0, 5, 10, 15]))
-    moved = Blur([[0, 0, 0], [0, 0, 1], [0, 0, 0]]).forward(x)  # 1 right of the centre
+    moved = Blur([[0, 0, 1]]).forward(x)  # 1 right of the centre
     np.testing.assert_allclose(moved, np.roll(x, 1, 3), atol=1e-12)
     np.testing.assert_allclose(Gray().forward(np.ones((1, 3, 2, 2))), 1)
     h, y = np.array([[1.0, 2, 0], [0, 3, 1], [2, 0, 1]]), np.zeros((4, 4))
@@ -139,6 +139,31 @@ def test_weights_get_no_gradients():
 
 
 # The whole
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.4])
+def test_the_loop_by_hand(sigma):
+    """Trailing levels, DDIM with η = 1, the weight √ᾱ_t; at the end clipped, or made to fit."""
+    levels, y, operator = [], rng().standard_normal((2, 1, 2, 2)) / 2, AveragePool(2)
+
+    class Watched(Curved):
+        def forward(self, x, t, labels=None):
+            assert not self.training
+            levels.append(t.tolist())
+            return super().forward(x, t, labels)
+
+    model, given = Watched(16), DDPMScheduler(1000)
+    x = restore(model, given, y, operator, sigma, [1, 2], 1.0, 6, num_samples=2, generator=rng())
+    scheduler, noise = DDIMScheduler(1000, eta=1.0, timestep_spacing="trailing"), rng()
+    scheduler.set_timesteps(6)
+    assert levels == [[t] * 4 for t in scheduler.timesteps.tolist()]
+    z, model, y = noise.standard_normal((4, 1, 4, 4)), model.eval(), np.concatenate([y, y])
+    for t in scheduler.timesteps.tolist():
+        output, g = restoration.guidance(model, scheduler, z, t, y, operator, sigma, np.array([1, 2, 1, 2]), 1.0)
+        z = scheduler.step(output, t, z, noise=noise.standard_normal(z.shape), use_clipped_model_output=True)[0]
+        z = z + scheduler.alphas_cumprod[t]**0.5 * g
+    z = z.clip(-1, 1) if sigma else restoration.fitted(z, y, operator, 1.0)
+    np.testing.assert_allclose(x.reshape(z.shape), z, rtol=1e-9, atol=1e-12)
 
 
 class Gaussian(nn.Module):

@@ -190,7 +190,7 @@ def restore(model, scheduler, measured, operator, sigma=0.0, labels=None, guidan
     model = frozen(model)
     with model.evaluating():
         for k in tqdm(range(len(walk.timesteps)), disable=not progress):
-            z = standard_normal(x.shape, x.dtype, generator, device_of(x)) if walk.timesteps[k] else None
+            z = standard_normal(x.shape, x.dtype, generator, device_of(x))
             t, alpha_bar, alpha_bar_prev = int(walk.timesteps[k]), *walk.alpha_bars[k:k + 2].tolist()
             output, g = guidance(model, walk, x, t, y, operator, sigma, labels, guidance_scale)
             x = walk.reverse_step(output, x, alpha_bar, alpha_bar_prev, z).prev_sample + alpha_bar**0.5 * g
