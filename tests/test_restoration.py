@@ -84,6 +84,15 @@ def test_operators_by_hand():
     np.testing.assert_allclose(Blur(h).forward(x)[0, 0], y, atol=1e-12)
 
 
+def test_frequencies_that_are_nearly_lost():
+    """K = 2e-4 for stripes of one pixel: below rcond."""
+    stripes = np.ones((1, 1, 4, 4)) * [1.0, -1, 1, -1]
+    blur, exact = Blur([[0.5001, 0.4999]]), Blur([[0.5001, 0.4999]], rcond=1e-4)
+    assert abs(blur.forward(stripes)).max() == abs(blur.pinv(stripes)).max() == 0
+    np.testing.assert_allclose(abs(exact.forward(stripes)), 2e-4, rtol=1e-9)
+    np.testing.assert_allclose(exact.pinv(exact.forward(stripes)), stripes, rtol=1e-9)
+
+
 # One step
 
 
