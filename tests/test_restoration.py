@@ -162,7 +162,7 @@ def test_the_loop_by_hand(sigma):
             return super().forward(x, t, labels)
 
     model, given = Watched(16), DDPMScheduler(1000)
-    x = restore(model, given, y, operator, sigma, [1, 2], 1.0, 6, num_samples=2, generator=rng())
+    x = restore(model, given, y, operator, sigma, [1, 2], 1.0, 6, num_samples=2, weight=0.7, generator=rng())
     scheduler, noise = DDIMScheduler(1000, eta=1.0, timestep_spacing="trailing"), rng()
     scheduler.set_timesteps(6)
     assert levels == [[t] * 4 for t in scheduler.timesteps.tolist()]
@@ -170,7 +170,7 @@ def test_the_loop_by_hand(sigma):
     for t in scheduler.timesteps.tolist():
         output, g = restoration.guidance(model, scheduler, z, t, y, operator, sigma, np.array([1, 2, 1, 2]), 1.0)
         z = scheduler.step(output, t, z, noise=noise.standard_normal(z.shape), use_clipped_model_output=True)[0]
-        z = z + scheduler.alphas_cumprod[t]**0.5 * g
+        z = z + 0.7 * scheduler.alphas_cumprod[t]**0.5 * g
     z = z.clip(-1, 1) if sigma else restoration.fitted(z, y, operator, 1.0)
     np.testing.assert_allclose(x.reshape(z.shape), z, rtol=1e-9, atol=1e-12)
 
@@ -329,6 +329,8 @@ Y = np.zeros((2, 1, 4, 4))
     ({"operator": Gray(), "measured": np.zeros((1, 3, 4, 4))}, ValueError, r"grey pictures \(N, 1, H, W\), got"),
     ({"operator": Blur(np.ones((5, 3)))}, ValueError, "kernel: 5 × 3 is larger than pictures of 4 × 4 pixels"),
     ({"operator": Foreign(), "measured": np.zeros((1, 3, 4, 4))}, ValueError, r"measured: expected shape \(1, 1, "),
+    ({"weight": -1.0}, ValueError, "weight: expected a finite number >= 0, got -1.0"),
+    ({"weight": np.nan}, ValueError, "weight: .* got nan"),
     ({"num_samples": 0}, ValueError, "num_samples: expected at least 1, or None, got 0"),
     ({"num_samples": 1.5}, TypeError, "integer"),
     ({"num_inference_steps": 0}, ValueError, "num_inference_steps: expected 1 to 1024, got 0"),

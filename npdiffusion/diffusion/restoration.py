@@ -132,7 +132,7 @@ class Gray:
 
 
 def restore(model, scheduler, measured, operator, sigma=0.0, labels=None, guidance_scale=1.0, num_inference_steps=50, *,
-            num_samples=None, generator=None, progress=False):
+            num_samples=None, weight=1.0, generator=None, progress=False):
     """Draw pictures x_0 that could have been measured as y = A x_0 + σ n: ΠGDM (Song, Vahdat, Mardani & Kautz 2023,
     "Pseudoinverse-guided diffusion models for inverse problems", ICLR, algorithm 1).
 
@@ -162,6 +162,7 @@ def restore(model, scheduler, measured, operator, sigma=0.0, labels=None, guidan
         num_inference_steps: trailing levels. Each costs a forward and a backward pass, about three of ``generate``'s.
         num_samples: how many pictures for each measurement, as one batch. ``samples.mean(0)`` is nearer to the truth
             than any of them, ``samples.std(0)`` tells where they differ.
+        weight: factor of g; 1 is the paper's.
 
     Returns (N, C, H, W), or with ``num_samples`` (num_samples, N, C, H, W), on the device of ``measured``.
     """
@@ -170,6 +171,8 @@ def restore(model, scheduler, measured, operator, sigma=0.0, labels=None, guidan
     sigma, guidance_scale = float(sigma), float(guidance_scale)
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma: expected the noise's standard deviation, finite and >= 0, got {sigma}")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight: expected a finite number >= 0, got {weight}")
     count = 1 if num_samples is None else op.index(num_samples)
     if count < 1:
         raise ValueError(f"num_samples: expected at least 1, or None, got {num_samples}")
@@ -193,7 +196,8 @@ def restore(model, scheduler, measured, operator, sigma=0.0, labels=None, guidan
             z = standard_normal(x.shape, x.dtype, generator, device_of(x))
             t, alpha_bar, alpha_bar_prev = int(walk.timesteps[k]), *walk.alpha_bars[k:k + 2].tolist()
             output, g = guidance(model, walk, x, t, y, operator, sigma, labels, guidance_scale)
-            x = walk.reverse_step(output, x, alpha_bar, alpha_bar_prev, z).prev_sample + alpha_bar**0.5 * g
+            x = walk.reverse_step(output, x, alpha_bar, alpha_bar_prev, z).prev_sample
+            x = x + float(weight) * alpha_bar**0.5 * g
     limit = walk.clip_sample_range if walk.clip_sample else math.inf
     x = x.clip(-limit, limit) if sigma else fitted(x, y, operator, limit)
     return to_device(x if num_samples is None else x.reshape(count, *shape), device_of(measured))
