@@ -162,7 +162,8 @@ def restore(model, scheduler, measured, operator, sigma=0.0, labels=None, guidan
         num_inference_steps: trailing levels. Each costs a forward and a backward pass, about three of ``generate``'s.
         num_samples: how many pictures for each measurement, as one batch. ``samples.mean(0)`` is nearer to the truth
             than any of them, ``samples.std(0)`` tells where they differ.
-        weight: factor of g; 1 is the paper's.
+        weight: factor of g; 1 is the paper's. With 2, digits from holes and few pixels come out 0.3 to 1.5 dB nearer to
+            the truth (blurred ones do not), and samples differ less.
 
     Returns (N, C, H, W), or with ``num_samples`` (num_samples, N, C, H, W), on the device of ``measured``.
     """
