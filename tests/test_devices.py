@@ -480,6 +480,7 @@ def test_denoise(cupy, method):
         close(b, a, 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", [Inpaint(np.arange(16).reshape(4, 4) % 3 > 0), AveragePool(2), Gray([0.5]),
                                       Blur([[0.5, 0.3, 0.1]])])
 def test_restore(cupy, operator):

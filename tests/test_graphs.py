@@ -261,7 +261,7 @@ def test_captured_sampling(cupy, kind, options, labels, scale):
     assert len(fast._recordings) == 1 and model.training  # of a pass with the scheduler's step, for all calls
 
 
-@pytest.mark.parametrize("method", ["one-shot", "dpm", "ddim", "ancestral"])
+@pytest.mark.parametrize("method", ["one-shot", "dpm", pytest.param("ddim", marks=pytest.mark.slow), "ancestral"])
 def test_captured_denoising(cupy, method):
     model, noisy = network().to("cuda"), np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
     fast = captured(model)
