@@ -41,6 +41,7 @@ from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.data import DataNotFoundError, load_digits
 from npdiffusion.diffusion import (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PCAWiener, denoise,
                                    generate, posterior_mean, variational_bound)
+from npdiffusion.diffusion.sampling import METHODS
 from npdiffusion.distributed import broadcast, over_ranks
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.files import atomic_write
@@ -92,13 +93,17 @@ class Benchmark:
         self.scheduler = DDPMScheduler()
         self.results = json.loads(args.json.read_text()) if args.json.exists() else {}
 
-    def features(self, images):
-        def features(images):
-            return self.classifier.features(Tensor(images, device=self.args.device)).cpu().data
+    def in_batches(self, layers, images):
+        """What a network's layers make of images, without a graph."""
+        def output(images):
+            return layers(Tensor(images, device=self.args.device)).cpu().data
 
         batches = [images[i:i + BATCH] for i in range(0, len(images), BATCH)]
         with no_grad():
-            return np.concatenate([over_ranks(features, x) for x in batches])
+            return np.concatenate([over_ranks(output, x) for x in batches])
+
+    def features(self, images):
+        return self.in_batches(self.classifier.features, images)
 
     def recognised(self, features, labels):
         """Share of pictures whose label the classifier finds."""
@@ -151,7 +156,7 @@ class Benchmark:
         alpha_bars = self.scheduler.alphas_cumprod.tolist()
         if name == "noisy":
             return lambda t: lambda noisy: noisy / alpha_bars[t] ** 0.5
-        if name in ("one-shot", "dpm", "ddim", "ancestral"):
+        if name in METHODS:
             return lambda t: lambda noisy: denoise(self.model, self.scheduler, noisy, t, name,
                                                    generator=np.random.default_rng(t))
         if name in STRENGTHS:
@@ -200,7 +205,7 @@ class Benchmark:
         """The samples, rounded to 8 bits, and their labels; kept in a file, so that a stopped run goes on."""
         args, path = self.args, self.args.json.parent / "samples.safetensors"
         settings = self.settings("samples")
-        labels = self.train.labels[np.random.default_rng(0).integers(len(self.train), size=args.samples)]
+        labels = self.labels(args.samples)
         drawn = np.empty((0, *self.train.images.shape[1:]), np.uint8)
         if path.exists():
             arrays, meta = load_file(path)
@@ -210,13 +215,22 @@ class Benchmark:
                      "ddpm": DDPMScheduler(timestep_spacing="trailing")}[args.sampler]
         with tqdm(total=args.samples, initial=len(drawn), desc="samples") as bar:
             while len(drawn) < args.samples:
-                some = labels[len(drawn):len(drawn) + BATCH]
-                x = generate(self.model, scheduler, (len(some), *drawn.shape[1:]), some, args.guidance, args.steps,
-                             generator=np.random.default_rng([2, len(drawn)]))
-                drawn = np.concatenate([drawn, np.rint((to_device(x, "cpu").clip(-1, 1) + 1) * 127.5).astype(np.uint8)])
+                some = self.draw_batch(scheduler, labels, len(drawn), args.steps, args.guidance)
+                drawn = np.concatenate([drawn, some])
                 bar.update(len(some))
                 save_file(path, {"samples": drawn}, settings)
         return drawn.astype(np.float32) / 127.5 - 1, labels
+
+    def labels(self, count):
+        """Of samples: as frequent as in the training set."""
+        return self.train.labels[np.random.default_rng(0).integers(len(self.train), size=count)]
+
+    def draw_batch(self, scheduler, labels, first, steps, guidance=1.0):
+        """The next samples from number ``first`` on, as uint8."""
+        some = labels[first:first + BATCH]
+        x = generate(self.model, scheduler, (len(some), *self.train.images.shape[1:]), some, guidance, steps,
+                     generator=np.random.default_rng([2, first]))
+        return np.rint((to_device(x, "cpu").clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
     def gaussian(self, count):
         """Pictures drawn from the Gaussian of the training digits' mean and covariance: a scale for the FID."""

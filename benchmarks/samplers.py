@@ -23,14 +23,12 @@ import json
 import time
 from pathlib import Path
 
-from quality import BATCH, Benchmark, eight_bit
+from quality import BATCH, Benchmark
 from tqdm import tqdm
 
 import numpy as np
-from npdiffusion import Tensor, functional as F, manual_seed, nn, no_grad, optim, to_device
-from npdiffusion.diffusion import (
-    AdamsBashforthScheduler, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, generate,
-)
+from npdiffusion import Tensor, functional as F, manual_seed, nn, optim
+from npdiffusion.diffusion import AdamsBashforthScheduler, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from npdiffusion.figures import save_figure
 from npdiffusion.files import atomic_write
 from npdiffusion.metrics import frechet_distance
@@ -58,14 +56,11 @@ def arguments():
     return parser.parse_args()
 
 
-def draw(model, scheduler, labels, passes):
+def draw(benchmark, scheduler, labels, passes):
     """A digit of each label, rounded to 8 bits."""
-    drawn = []
-    for i in tqdm(range(0, len(labels), BATCH), f"{passes} passes", leave=False):
-        some = labels[i:i + BATCH]
-        drawn.append(to_device(generate(model, scheduler, (len(some), 1, 32, 32), some, num_inference_steps=passes,
-                                        generator=np.random.default_rng([2, i])), "cpu"))
-    return eight_bit(np.concatenate(drawn).clip(-1, 1))
+    batches = tqdm(range(0, len(labels), BATCH), f"{passes} passes", leave=False)
+    drawn = np.concatenate([benchmark.draw_batch(scheduler, labels, i, passes) for i in batches])
+    return drawn.astype(np.float32) / 127.5 - 1
 
 
 def plain_classifier(digits, epochs=2, batch=128):
@@ -83,11 +78,6 @@ def plain_classifier(digits, epochs=2, batch=128):
         F.cross_entropy(model(Tensor(images)), labels).backward()
         adam.step()
     return features, model
-
-
-def in_batches(function, images):
-    with no_grad():
-        return np.concatenate([function(Tensor(images[i:i + BATCH])).data for i in range(0, len(images), BATCH)])
 
 
 def table(results, passes):
@@ -125,18 +115,19 @@ def main():
     benchmark = Benchmark(args)  # quality.py's data, networks and results in the JSON file
     settings = {"data": args.data, "model": str(args.model or "mnist-ddpm"), "samples": args.samples}
     results = benchmark.results if benchmark.results.get("settings") == settings else {"settings": settings}
-    plain, model = plain_classifier(benchmark.train)
-    recognised = (in_batches(model, benchmark.test.images).argmax(1) == benchmark.test.labels).mean()
+    plain, model = (layers.to(args.device) for layers in plain_classifier(benchmark.train))
+    recognised = (benchmark.in_batches(model, benchmark.test.images).argmax(1) == benchmark.test.labels).mean()
     print(f"which recognises {recognised:.2%} of the test digits")
 
     def distances(images):
-        return {"plain_fid": frechet_distance(in_batches(plain, images), of_plain),
+        return {"plain_fid": frechet_distance(benchmark.in_batches(plain, images), of_plain),
                 "classifier_fid": frechet_distance(benchmark.features(images), of_shipped)}
 
-    of_plain, of_shipped = in_batches(plain, benchmark.test.images), benchmark.features(benchmark.test.images)
+    of_plain = benchmark.in_batches(plain, benchmark.test.images)
+    of_shipped = benchmark.features(benchmark.test.images)
     some = np.random.default_rng(1).choice(len(benchmark.train), args.samples, replace=False)
     results["floor"] = distances(benchmark.train.images[some])
-    labels = benchmark.train.labels[np.random.default_rng(0).integers(len(benchmark.train), size=args.samples)]
+    labels = benchmark.labels(args.samples)
     measured = results.setdefault("samplers", {})
     for passes in args.passes:
         for name in args.samplers:
@@ -144,7 +135,7 @@ def main():
             if str(passes) in found:
                 continue
             started = time.perf_counter()
-            found[str(passes)] = distances(draw(benchmark.model, SAMPLERS[name], labels, passes))
+            found[str(passes)] = distances(draw(benchmark, SAMPLERS[name], labels, passes))
             found[str(passes)]["minutes"] = (time.perf_counter() - started) / 60
             print(f"{TITLES[name]}, {passes} passes: {found[str(passes)]['plain_fid']:.2f}", flush=True)
             with atomic_write(args.json) as file:

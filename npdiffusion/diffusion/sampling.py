@@ -54,8 +54,8 @@ def generate(model, scheduler, shape, labels=None, guidance_scale=1.0, num_infer
     walk = copy.copy(scheduler)  # the caller's keeps its timesteps
     if num_inference_steps is not None:
         walk.set_timesteps(num_inference_steps)
-    ways = [(walk.timesteps, walk.alpha_bars)] * len(x)
-    return all_gather(reverse(model, scheduler, x, ways, labels, guidance_scale, generator, progress)[0], x)
+    paths = [(walk.timesteps, walk.alpha_bars)], [len(x)]
+    return all_gather(reverse(model, scheduler, x, *paths, labels, guidance_scale, generator, progress)[0], x)
 
 
 def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_steps=None, labels=None,
@@ -122,25 +122,29 @@ def denoise(model, scheduler, noisy, t=None, method="one-shot", num_inference_st
         levels = np.broadcast_to(t if isinstance(t, int) else to_device(t, "cpu"), len(x))
         order = np.argsort(-levels, kind="stable")
         there, back = to_device(order, x), to_device(np.argsort(order), x)
-        ways = {t: walk.trajectory(t, num_inference_steps or most or t + 1) for t in set(levels.tolist())}
+        starts, counts = np.unique(levels, return_counts=True)
+        trajectories = [walk.trajectory(t, num_inference_steps or most or t + 1) for t in starts[::-1].tolist()]
         # x_0 of the last step is the result, not x_{-1}: the two differ only by noise added after the last pass
-        _, x0 = reverse(model, walk, x[there], [ways[t] for t in levels[order].tolist()],
-                        None if labels is None else labels[there], guidance_scale, generator, progress)
+        _, x0 = reverse(model, walk, x[there], trajectories, counts[::-1], None if labels is None else labels[there],
+                        guidance_scale, generator, progress)
         x0 = all_gather(x0, x)[back]
     return to_device(x0.clip(-1.0, 1.0), place)
 
 
-def reverse(model, scheduler, x, trajectories, labels, guidance_scale, generator, progress):
+def reverse(model, scheduler, x, trajectories, counts, labels, guidance_scale, generator, progress):
     """The reverse process: Ho et al. 2020, algorithm 2, lines 2 to 5, with the step of any scheduler.
 
-    x: (N, C, H, W). trajectories: of each picture ``scheduler.trajectory``, the longest first. All end together; those
-    with fewer steps wait at first, so that different levels cost no more than the highest one. Returns x_{t-1} and x_0
-    of the last step, on each rank of its share of the pictures.
+    x: (N, C, H, W). trajectories: what ``scheduler.trajectory`` gives, the longest first; the first counts[0] pictures
+    take the first of them, and so on. All end together; those with fewer steps wait at first, so that different levels
+    cost no more than the highest one. Returns x_{t-1} and x_0 of the last step, on each rank of its share of the
+    pictures.
     """
-    mine, steps = share(), np.array([len(timesteps) for timesteps, _ in trajectories])
+    lengths = [len(timesteps) for timesteps, _ in trajectories]
+    mine, steps = share(), np.repeat(lengths, counts)
 
     def table(values):  # [step, picture]
-        return np.stack([np.pad(v, (steps[0] - n, 0), "edge") for v, n in zip(values, steps)], 1)
+        filled = [np.pad(v, (lengths[0] - n, 0), "edge") for v, n in zip(values, lengths)]
+        return np.repeat(np.stack(filled, 1), counts, 1)
 
     def placed(values):  # of this rank's pictures, on x's device
         return to_device(np.ascontiguousarray(values[:, mine]), x)
@@ -148,11 +152,11 @@ def reverse(model, scheduler, x, trajectories, labels, guidance_scale, generator
     levels, alpha_bars = map(table, zip(*trajectories))
     t, alpha_bars = placed(levels), placed(alpha_bars[:, :, None, None, None])
     if scheduler.multistep:
-        weights = placed(table([scheduler.extrapolation(*way) for way in trajectories])[:, :, None, None, None])
+        weights = placed(table([scheduler.extrapolation(*path) for path in trajectories])[:, :, None, None, None])
     x, x0, labels = x[mine].copy(), x[mine].copy(), None if labels is None else labels[mine]
     with model.evaluating():
-        for k in tqdm(range(steps[0]), disable=not progress):
-            walking = steps >= steps[0] - k
+        for k in tqdm(range(lengths[0]), disable=not progress):
+            walking = steps >= lengths[0] - k
             n = int(walking[mine].sum())
             z = None  # none is added in the step from t = 0
             if scheduler.stochastic and levels[k].any():
