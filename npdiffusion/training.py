@@ -200,20 +200,21 @@ class Training:
             self.ema.swap()
 
     def write(self, out, report=None, title=""):
-        """Call ``report``, then write checkpoint, averaged weights, log and loss curve."""
+        """Call ``report``, then write averaged weights, log and loss curve, and last the checkpoint: who is killed before
+        it is there does this step, and all of this, again."""
         self.check_finite(out / "checkpoint.safetensors")
         try:
             if report:
                 with self.averaged():
                     report(self)
         finally:
+            with self.averaged():
+                save_model(out / "model.safetensors", self.model)
+            with atomic_write(out / "log.csv") as file:
+                np.savetxt(file, np.reshape(self.log, (-1, 4)), ["%d", "%.1f", "%.5f", "%.3e"], ",",
+                           header="step,seconds,loss,lr", comments="")
+            save_figure(loss_curve(self.log, title), out / "loss.png")
             self.save(out / "checkpoint.safetensors")
-        with self.averaged():
-            save_model(out / "model.safetensors", self.model)
-        with atomic_write(out / "log.csv") as file:
-            np.savetxt(file, np.reshape(self.log, (-1, 4)), ["%d", "%.1f", "%.5f", "%.3e"], ",",
-                       header="step,seconds,loss,lr", comments="")
-        save_figure(loss_curve(self.log, title), out / "loss.png")
 
     def arrays(self):
         """All arrays of a checkpoint, by name."""

@@ -239,6 +239,32 @@ def test_a_training_that_diverges_stops_at_the_next_row_of_the_log(tmp_path, opt
     assert not list(tmp_path.iterdir()) and run.log == []
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "log.csv", "loss.png", "checkpoint.safetensors"])
+def test_a_training_that_ends_amid_its_last_files_writes_them_all_again(tmp_path, monkeypatch, name):
+    """The checkpoint, by which a resumed training knows that nothing is left to do, is the last of them."""
+    whole = training()
+    whole.fit(loss_of(whole), tmp_path / "whole")
+    run, replace = training(), os.replace
+    with pytest.raises(SystemExit):
+        run.fit(stopping_after(run, 3, loss_of(run)), tmp_path / "ended")
+
+    def ending(source, target):
+        if Path(target).name == name:
+            raise SystemExit("ended")
+        replace(source, target)
+
+    again = training()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="ended"):
+        patch.setattr(os, "replace", ending)
+        again.fit(loss_of(again), tmp_path / "ended", resume=True)
+    last = training()
+    last.fit(loss_of(last), tmp_path / "ended", resume=True)
+    a, b = (load_model(tmp_path / run / "model.safetensors").state_dict() for run in ("whole", "ended"))
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key])
+    assert (tmp_path / "ended/loss.png").exists() and last.step == 7
+
+
 @pytest.mark.parametrize("count", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_training_that_is_killed_again_and_again(count):
     if not hasattr(os, "fork"):
