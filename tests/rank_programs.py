@@ -145,7 +145,7 @@ def strays():
 def cannot_write():
     def block(run):
         if RANK == 0:
-            (OUT / "checkpoint.safetensors").mkdir(exist_ok=True)
+            (OUT / "model.safetensors").mkdir(exist_ok=True)
 
     train(steps=3, each_step=block)
 
