@@ -37,7 +37,7 @@ def small(monkeypatch, tmp_path):
         raw[images] = idx(rng.integers(0, 256, (5, 28, 28), np.uint8))
         raw[labels] = idx(rng.integers(0, 10, 5, np.uint8))
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in raw.items()}
-    monkeypatch.setattr(mnist, "SHA256", sums)
+    monkeypatch.setitem(mnist.DIGESTS, "mnist", sums)
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "user"))
     monkeypatch.delenv("NPDIFFUSION_DATA", raising=False)
@@ -121,7 +121,7 @@ def test_no_network_says_what_to_do(small, monkeypatch, tmp_path):
     with pytest.raises(DataNotFoundError) as caught:
         load_digits("mnist")
     for words in (str(tmp_path / "own" / "mnist"), str(download.cache_dir() / "mnist"), "--data synthetic",
-                  "NPDIFFUSION_DATA", "name resolution", *mnist.MIRRORS, *(name + ".gz" for name in small)):
+                  "NPDIFFUSION_DATA", "name resolution", *MNIST.mirrors, *(name + ".gz" for name in small)):
         assert words in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
     assert not list(tmp_path.rglob("*"))
@@ -138,7 +138,7 @@ def test_download_goes_to_the_cache_once(small, monkeypatch, capsys):
     asked = serve(monkeypatch, lambda url: gzip.compress(small[Path(url).stem]))
     first = MNIST("test")
     assert [Path(url).name for url in asked] == [name + ".gz" for name in mnist.FILES["test"]]
-    assert all(url.startswith(mnist.MIRRORS[0]) for url in asked)
+    assert all(url.startswith(MNIST.mirrors[0]) for url in asked)
     assert "t10k-images" in capsys.readouterr().err  # the progress bar
     assert sorted(path.name for path in (download.cache_dir() / "mnist").iterdir()) == sorted(
         name + ".gz" for name in mnist.FILES["test"])
@@ -165,7 +165,7 @@ BROKEN = ["refused", "timeout", "cut short", "other file", "empty", "web page", 
 def test_second_mirror_helps(small, monkeypatch, kind):
     def answer(url):
         data = small[Path(url).stem]
-        return broken(kind, data) if url.startswith(mnist.MIRRORS[0]) else gzip.compress(data)
+        return broken(kind, data) if url.startswith(MNIST.mirrors[0]) else gzip.compress(data)
 
     asked = serve(monkeypatch, answer)
     check_interface(MNIST("train"), 5)
@@ -228,7 +228,7 @@ def test_wrong_names(small):
         MNIST("valid")
     with pytest.raises(ValueError, match="'train' or 'test', got 'valid'"):
         load_digits("synthetic", "valid")
-    with pytest.raises(ValueError, match="'mnist' or 'synthetic', got 'cifar'"):
+    with pytest.raises(ValueError, match="'mnist', 'fashion-mnist' or 'synthetic', got 'cifar'"):
         load_digits("cifar")
 
 

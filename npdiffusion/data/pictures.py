@@ -4,7 +4,7 @@ import math
 from functools import reduce
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from ..files import atomic_write
 from .reading import read_frames
@@ -77,6 +77,28 @@ def load_picture(path, size=32):
         said.append(f"resized to {size}×{size}")
     array = np.asarray(small)[None, None] * 2 - 1
     return (array if noisy else np.clip(array, -1, 1)), said
+
+
+def load_square(path, size, channels=3):
+    """The middle of a picture of any size and kind, resized (Lanczos); transparent ones are laid on white.
+
+    path: as for :func:`load_picture`. size: of the result in pixels, the side of a square or (H, W).
+    channels: 1 for grey, 3 for RGB.
+
+    Returns (1, channels, H, W) float32 in [-1, 1]. Raises as :func:`load_picture`.
+    """
+    return cut_out(next(read_frames(path)), size, channels)[None] / np.float32(127.5) - 1
+
+
+def cut_out(frame, size, channels):
+    """``load_square`` of a :class:`Frame`, as (channels, H, W) uint8."""
+    height, width = (size, size) if np.ndim(size) == 0 else size
+    pixels = frame.grey() if channels == 1 else frame.rgb()
+    if frame.alpha is not None:
+        alpha = frame.alpha.reshape(*frame.alpha.shape, *[1] * (pixels.ndim - 2))
+        pixels = np.rint(alpha * pixels + (1 - alpha) * 255).astype(np.uint8)
+    small = np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+    return small.reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def noise_sigma(image):
