@@ -59,7 +59,7 @@ def _new_temporary(path):
             flock(file, LOCK_EX | LOCK_NB)
             left.unlink()
     while True:
-        file = open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), "x+b")
+        file = open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"), "xb")
         with suppress(OSError):  # a file system without locks, on which nobody will get it
             flock and flock(file, LOCK_EX)
         if os.path.exists(file.name):  # not removed by another writer before it was locked

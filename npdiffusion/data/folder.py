@@ -5,11 +5,10 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
-from collections import Counter
-from contextlib import closing, suppress
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -19,265 +18,159 @@ from tqdm import tqdm
 from ..distributed import broadcast
 from ..files import atomic_write
 from ..threads import get_num_threads
-from .download import cache_dir, reason
+from .download import cache_dir
 from .mnist import Dataset
 from .pictures import cut_out
 from .reading import read_frames
 
 VERSION = 1  # of what is made from a picture: with another one, all are decoded again
-MANY = 200   # pictures for which it pays to start processes
-FEW = 1000   # pictures, fewer than which are too few to learn from
-START = 128  # of the first picture in a cache file: the .npy header takes less, and is padded
-DIGEST = 32  # bytes of the SHA-256 at its end
-SHOWN = 3    # broken files that are named
+MANY = 200   # pictures, from which on it pays to start processes
+FEW = 1000   # pictures, below which a warning is due
+DONE = ("had colours", "turned upright", "cropped to a square", "reduced", "enlarged", "transparent: laid on white",
+        "of more than 8 bits: each stretched to its full scale", "of several in a file: the first taken")
 
 
 class PictureFolder(Dataset):
-    """The pictures of a folder and of its subfolders, as ``dataset[i]`` = (images, labels); see :class:`Dataset`.
+    """Pictures of any size and kind in a folder: ``dataset[i]`` is the pair (images, labels), read when asked for.
 
-    Of any size and kind that Pillow or tifffile reads. Of each file the first picture is turned upright, brought to
-    8 bits (deeper ones are stretched), laid on white where it is transparent; the largest square in its middle is
-    resized (Lanczos). As in torchvision's ImageFolder, subfolders are classes, in sorted order, with all that lies
-    below them; where pictures lie beside the subfolders, there are no classes, and all count.
+    Of each file the first picture is turned upright, brought to 8 bits (deeper ones are stretched), laid on white where
+    it is transparent, cropped to the square in its middle and resized (Lanczos). As in torchvision's ImageFolder,
+    subfolders are classes, in sorted order; if pictures lie beside them, there are no classes, and all count.
 
-    root: the folder. Hidden files, files without a picture's ending and broken ones are skipped.
-    size: of the images' sides, in pixels.
-    split: "train" or "test": a tenth of the pictures, at least 1, drawn by a permutation with a fixed seed. It depends
-        on nothing but how many pictures can be read.
-    grey: whether to make grey what has colours. By default images are RGB, or grey if all pictures are stored so.
-    cache: directory for the decoded pictures, by default ``pictures`` in the user's cache: size² or 3·size² bytes for
-        each. They are made again if any name, length or time of change in the folder is another, or if the cache is
-        damaged. Of several MPI ranks rank 0 makes them: those on other machines must see the directory too.
+    root: the folder. What is hidden, has no picture's ending or is broken is skipped. size: of the images' sides.
+    split: "test" is a tenth of the pictures, at least one, drawn with a fixed seed; "train" is the rest.
+    grey: whether to make all grey. Else they are RGB, but for folders in which all are stored as grey.
+    cache: directory for the decoded pictures (size² bytes each if grey, else 3·size²), by default ``pictures`` in the
+        user's cache. Used again until a name, a length or a time of change differs. All MPI ranks must see it.
     progress: whether to show a bar.
 
-    images: (N, C, size, size) float32 in [-1, 1], C = 1 or 3, read from the cache when asked for: memory is for what
-    is asked for alone. ``labels``: (N,) int64, 0 if there are no classes. ``classes``: their names. ``shape``: (C,
-    size, size). ``said``: a list of short sentences that say what was found and done.
-
-    Raises FileNotFoundError or ValueError: no such folder, fewer than 2 pictures in it, another split or size.
+    images: (N, C, size, size) float32 in [-1, 1]. ``labels``: (N,) int64, 0 without classes. ``classes``: their names.
+    ``shape``: (C, size, size). ``said``: short sentences on what was found and done. Raises FileNotFoundError, or
+    ValueError for fewer than 2 pictures, a file, or another split or size.
     """
 
     def __init__(self, root, size, split="train", grey=False, cache=None, progress=True):
-        if split not in ("train", "test"):
-            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-        if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"size must be an integer of at least 1 pixel, got {size!r}")
-        cache = Path(cache or cache_dir() / "pictures").expanduser()
-        self._path, self.shape, self.classes, labels, self.said = broadcast(
-            partial(_prepare, Path(root).expanduser(), int(size), bool(grey), cache, progress))
-        shuffled = np.random.RandomState(0).permutation(len(labels))  # whose stream never changes
-        tests = max(1, len(labels) // 10)
-        self._rows = np.sort(shuffled[:tests] if split == "test" else shuffled[tests:])
-        self.labels = labels[self._rows]
+        if split not in ("train", "test") or not isinstance(size, int) or size < 1:
+            raise ValueError(f"expected a size in pixels and split 'train' or 'test', got {size!r} and {split!r}")
+        root, cache = Path(root).expanduser(), Path(cache or cache_dir() / "pictures").expanduser().absolute()
+        names, others, self._path, facts, damaged = broadcast(lambda: _decoded(root, size, grey, cache, progress))
+        broken, (coloured, *done) = dict(facts["broken"]), facts["done"]
+        rows = np.array([i for i in range(len(names)) if i not in broken])
+        n, tops = len(rows), [names[i].rpartition("/")[0].partition("/")[0] for i in rows]  # "" in the folder itself
+        folders, labels = np.unique(tops, return_inverse=True)
+        self.classes = folders.tolist() if folders[0] else []
+        self.shape = (3 if coloured and not grey else 1, size, size)
+
+        said = [(n, f"{'RGB' if self.shape[0] == 3 else 'grey'} pictures, {size}×{size}"),
+                (len(self.classes), f"classes, by subfolder: {', '.join(self.classes[:9])}"),
+                (0 if folders[0] else len(folders) - 1, "subfolders, but no classes: pictures lie beside them"),
+                (others, "other files skipped: hidden, or without a picture's ending"),
+                (len(broken), f"broken files skipped: {'; '.join([*broken.values()][:3])}"), *zip(done, DONE[1:]),
+                (coloured, "made grey") if grey else (coloured and n - coloured, "grey ones made RGB"),
+                (-(-self._path.stat().st_size // 10**6), f"MB in {self._path}" + ": damaged, made again" * damaged)]
+        self.said = [f"{count:,} {what}".encode(errors="replace").decode() for count, what in said if count]
+        self.said += [f"warning: {n} pictures are few: a network may learn them by heart"] * (n < FEW)
+
+        shuffled, tests = np.random.RandomState(0).permutation(n), max(1, n // 10)  # RandomState's streams never change
+        mine = np.sort(shuffled[:tests] if split == "test" else shuffled[tests:])
+        self._rows, self.labels = rows[mine], labels[mine] * bool(self.classes)
 
     def __getitem__(self, index):
-        rows = np.load(self._path, mmap_mode="r")[self._rows[index]]  # mapped anew: what was read does not stay
-        images = np.array(rows, np.float32)
-        images /= 127.5
-        images -= 1
-        return images, self.labels[index]
+        pictures = np.load(self._path, mmap_mode="r")  # anew: what has been read of a map stays in memory
+        return np.float32(pictures[self._rows[index], :self.shape[0]]) / 127.5 - 1, self.labels[index]
 
 
-def _prepare(root, size, grey, cache, progress):
-    """The cache file, the shape of a picture in it, the classes, a label for each picture, and what there is to say."""
-    if not root.exists():
-        raise FileNotFoundError(f"no folder at {root}: check the name")
+def _decoded(root, size, grey, cache, progress):
+    """A folder's pictures' names, the number of other files, the file of what is decoded, facts, was it damaged?"""
     if not root.is_dir():
-        raise ValueError(f"{root} is a file: give the folder that holds the pictures")
-    names, others, key = _listing(root, [VERSION, size, grey])
-    found = f"{root} holds {len(names)} pictures and {others} other files"
-    if len(names) < 2:
-        raise ValueError(f"{found}: put at least 2 pictures (PNG, JPEG, TIFF, …) there, better thousands")
-    path, said, facts = cache.absolute() / f"{root.resolve().name[:40]}-{size}-{key[:16]}.npy", [], None
-    if path.exists():
-        try:
-            facts = _facts(path)
-        except (OSError, ValueError) as error:
-            said = [f"the decoded pictures in {path} were damaged ({reason(error)}): made again"]
-    if facts is None:
-        _decode_all(path, root, names, size, grey, progress)
-        facts = _facts(path)
-    shape, broken, done = tuple(facts["shape"]), dict(facts["broken"]), facts["done"]
-
-    names = [name for i, name in enumerate(names) if i not in broken]
-    tops, direct = sorted({name.partition("/")[0] for name in names if "/" in name}), sum("/" not in n for n in names)
-    classes = [] if direct else tops
-    numbers = {name: i for i, name in enumerate(classes)}
-    labels = np.array([numbers.get(name.partition("/")[0], 0) for name in names], np.int64)
-
-    said += [f"{len(names):,} {'grey' if shape[0] == 1 else 'RGB'} pictures of {size}×{size}"]
-    if classes:
-        said += [f"{len(classes)} classes, by subfolder: {', '.join(classes[:10])}{', …' * (len(classes) > 10)}"]
-    elif tops:
-        said += [f"no classes: {direct:,} pictures lie beside the subfolders"]
-    if others:
-        said += [f"{others:,} other files skipped: hidden, or without a picture's ending"]
-    if broken:
-        said += [f"{len(broken):,} broken files skipped: {'; '.join([*broken.values()][:SHOWN])}"
-                 + "; …" * (len(broken) > SHOWN)]
-    said += [f"{count:,} {what}" for what, count in done]
-    if len(names) < FEW:
-        said += [f"warning: {len(names)} pictures are few: a network may learn them by heart"]
-    said += [f"decoded into {path}, {path.stat().st_size / 1e6:,.0f} MB"]
-    return path, shape, classes, labels, [line.encode(errors="replace").decode() for line in said]
+        raise FileNotFoundError(f"{root} is no folder: give the one that holds the pictures")
+    pictures, others = _listing(root)
+    if len(pictures) < 2:
+        raise ValueError(f"{root} holds {len(pictures)} pictures and {others} other files: put more pictures there")
+    key = hashlib.sha256(repr((VERSION, size, bool(grey), pictures)).encode()).hexdigest()
+    names, path = [name for name, *_ in pictures], cache / f"{root.resolve().name[:40]}-{size}-{key[:16]}.npy"
+    about = path.with_suffix(".json")
+    damaged = about.exists()
+    with suppress(Exception):
+        known = json.loads(about.read_text())
+        if known["sha256"] == _digest(path, known["facts"]):
+            return names, others, path, known["facts"], False
+    with atomic_write(path) as file:
+        facts = _decode_all(root, names, file.name, size, 1 if grey else 3, progress)
+        known = {"facts": facts, "sha256": _digest(file.name, facts)}
+    with atomic_write(about) as file:
+        file.write(json.dumps(known).encode())
+    return names, others, path, facts, damaged
 
 
-def _listing(root, more):
-    """The sorted names of a folder's pictures, relative to it; how many other files there are; a digest of them."""
+def _listing(root):
+    """A folder's pictures, sorted, as (name relative to it, bytes, time of change), and the number of other files."""
     from tifffile import TIFF  # here, for a quick import of npdiffusion.data
 
-    endings = {f".{ending}" for ending in TIFF.FILE_EXTENSIONS}
-    endings |= {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings |= {f".{ending}" for ending in TIFF.FILE_EXTENSIONS}
     pictures, others = [], 0
-    for entry in _files(root):
-        name = Path(entry.path)
-        if name.name.startswith(".") or name.suffix.lower() not in endings or not entry.is_file():
-            others += 1
-            continue
-        status = entry.stat()
-        pictures.append((name.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
-    pictures.sort()
-    digest = hashlib.sha256(repr(more).encode())
-    for picture in pictures:
-        digest.update(repr(picture).encode())
-    return [name for name, _, _ in pictures], others, digest.hexdigest()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        here = Path(folder).resolve()  # links may lead back to where they are
+        subfolders[:] = [s for s in subfolders if s[0] != "." and not here.is_relative_to(Path(folder, s).resolve())]
+        for path in (Path(folder, name) for name in files):
+            if path.name[0] != "." and path.suffix.lower() in endings and path.is_file():
+                status = path.stat()
+                pictures.append((path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
+            else:
+                others += 1
+    return sorted(pictures), others
 
 
-def _files(folder, above=()):
-    """Entries of all files in a folder, and of hidden subfolders. Links that lead back above it are not followed."""
-    above = *above, os.path.realpath(folder)
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir() or entry.name.startswith("."):
-                yield entry
-            elif os.path.realpath(entry.path) not in above:
-                yield from _files(entry.path, above)
-
-
-def _facts(path):
-    """What a cache file says about its pictures; ValueError unless its bytes are those that were written.
-
-    After the pictures, an array in NumPy's format, come JSON and the SHA-256 of all before it.
-    """
-    digest, left = hashlib.sha256(), path.stat().st_size - DIGEST
+def _digest(path, facts):
+    """SHA-256 of the decoded pictures and of the facts about them."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
     with open(path, "rb") as file:
-        while block := file.read(min(max(left, 0), 1 << 20)):
+        while block := file.read(1 << 20):
             digest.update(block)
-            left -= len(block)
-        if file.read() != digest.digest():
-            raise ValueError("it is not what was written")
-        pictures = np.load(path, mmap_mode="r")
-        file.seek(pictures.offset + pictures.nbytes)
-        return json.loads(file.read()[:-DIGEST]) | {"shape": pictures.shape[1:]}
+    return digest.hexdigest()
 
 
-def _decode_all(path, root, names, size, grey, progress):
-    """Write the cache file: whole, or not at all."""
-    channels, broken, done = 1 if grey else 3, {}, Counter()
-    with atomic_write(path) as file:
-        decode = partial(_decode, root, names, file.name, size, channels)
-        with closing(_each(decode, len(names))) as results, \
-                tqdm(total=len(names), desc=root.name, unit=" pictures", disable=not progress) as bar:
-            for i, what in results:
-                if isinstance(what, str):
-                    broken[i] = what
+def _decode_all(root, names, out, size, channels, progress):
+    """Write all pictures as an array (N, channels, size, size) into ``out``. Returns what holds of how many."""
+    n, broken, done = len(names), [], np.zeros(len(DONE), int)
+    start = np.lib.format.open_memmap(out, "w+", np.uint8, (n, channels, size, size)).offset
+    with ProcessPoolExecutor(get_num_threads(), initializer=_start) as pool:
+        each = map if n < MANY else partial(pool.map, chunksize=n // 4096 + 1)
+        try:
+            results = each(partial(_decode, root, out, size, channels, start), range(n), names)
+            for i, result in enumerate(tqdm(results, root.name, n, unit=" pictures", disable=not progress)):
+                if isinstance(result, str):
+                    broken.append((i, result))
                 else:
-                    done.update(what)
-                bar.update()
-        kept = [i for i in range(len(names)) if i not in broken]
-        if len(kept) < 2:
-            raise ValueError(f"only {len(kept)} of {len(names)} pictures in {root} can be read: "
-                             f"{'; '.join([*broken.values()][:SHOWN])}")
-        coloured, stride = done.pop("coloured"), channels * size ** 2
-        length = (3 if coloured and not grey else 1) * size ** 2  # of a row, if none has colours: a channel is enough
-        if grey:
-            done["made grey"] = coloured
-        elif coloured:
-            done["grey ones made RGB"] = len(kept) - coloured
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False,
-                                                    "shape": (len(kept), length // size ** 2, size, size)})
-        file.seek(0)
-        digest = hashlib.sha256(file.read(START))
-        for new, old in enumerate(kept):
-            file.seek(START + old * stride)
-            row = file.read(length)
-            digest.update(row)
-            if (new, length) != (old, stride):
-                file.seek(START + new * length)
-                file.write(row)
-        file.seek(START + len(kept) * length)
-        facts = json.dumps({"broken": sorted(broken.items()), "done": [(w, n) for w, n in done.items() if n]}).encode()
-        digest.update(facts)
-        file.write(facts + digest.digest())
-        file.truncate()
+                    done += result
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if n - len(broken) < 2:
+        raise ValueError(f"{len(broken)} of {n} pictures in {root} are broken: {'; '.join(dict(broken[:3]).values())}")
+    return {"broken": broken, "done": done.tolist()}
 
 
-def _decode(root, names, out, size, channels, i):
-    """Decode picture i into its row of the file ``out``. Returns i, and what was done or else why it cannot be read."""
-    frames = read_frames(root / names[i])
+def _decode(root, out, size, channels, start, i, name):
+    """Write picture i into its row of the file ``out``. Returns which of ``DONE`` holds, or why it cannot be read."""
+    frames, more = read_frames(root / name), False
     try:
         frame = next(frames)
         pixels = cut_out(frame, size, channels)
-    except (OSError, ValueError, MemoryError) as error:
-        return i, reason(error).removeprefix(f"{root}{os.sep}")
-    more = False
+    except (ValueError, OSError, MemoryError) as error:
+        return str(error).removeprefix(f"{root}{os.sep}")
     with suppress(ValueError):
         more = next(frames, None) is not None
     with open(out, "r+b") as file:
-        file.seek(START + i * pixels.size)
+        file.seek(start + i * pixels.size)
         file.write(pixels.tobytes())
     height, width = frame.values.shape[:2]
-    return i, {"coloured": int(frame.values.ndim == 3),
-               "turned upright": int(frame.orientation in range(2, 9)),
-               "cropped to a square": int(height != width),
-               "reduced": int(min(height, width) > size),
-               "enlarged": int(min(height, width) < size),
-               "of more than 8 bits: each stretched to its own full scale": int(frame.values.dtype.itemsize > 1),
-               "transparent: laid on white": int(frame.alpha is not None and frame.alpha.min() < 1),
-               "of several pictures in a file: the first taken": int(more)}
+    return (frame.values.ndim == 3, frame.orientation in range(2, 9), height != width, min(height, width) > size,
+            min(height, width) < size, frame.alpha is not None and frame.alpha.min() < 1,
+            frame.values.dtype.itemsize > 1, more)
 
 
-def _each(function, n):
-    """``function(i)`` of each i below n, in any order: of many, by as many processes as there are cores."""
-    workers = get_num_threads() if n >= MANY else 1
-    if workers == 1:
-        yield from map(function, range(n))
-        return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    processes, readers = [], []
-    try:
-        for k in range(workers):
-            reader, writer = context.Pipe(duplex=False)
-            with writer:  # closed here before the next is started, so that its end is seen
-                processes.append(context.Process(target=_work, args=(function, range(k, n, workers), writer)))
-                processes[-1].start()
-            readers.append(reader)
-        while readers:
-            for reader in wait(readers):
-                try:
-                    result = reader.recv()
-                except EOFError:
-                    readers.remove(reader)
-                    continue
-                if isinstance(result, Exception):
-                    raise result
-                n -= 1
-                yield result
-        if n:
-            raise ChildProcessError(f"a process that decodes pictures has died, with {n} of them left: is there enough "
-                                    "memory?")
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-
-
-def _work(function, numbers, writer):
-    """What a process does: send the results, or the error that ends it. Ctrl-C is for its parent."""
+def _start():
+    """In a new process: Ctrl-C is for its parent, and it ends with that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        for i in numbers:
-            writer.send(function(i))
-    except Exception as error:
-        writer.send(error)
+    threading.Thread(target=lambda: os._exit(multiprocessing.parent_process().join() or 1), daemon=True).start()

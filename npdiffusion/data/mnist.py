@@ -41,7 +41,6 @@ class MNIST(Dataset):
     """
 
     name = "mnist"
-    endings = "", ".gz"
     mirrors = ("https://ossci-datasets.s3.amazonaws.com/mnist/",
                "https://storage.googleapis.com/cvdf-datasets/mnist/")
 
@@ -57,32 +56,29 @@ class MNIST(Dataset):
 
     def _find(self, file, root, download):
         """The verified raw bytes of one of the four files, from disk or else from a mirror."""
+        urls = [f"{mirror}{file}.gz" for mirror in self.mirrors]
         wanted = ", ".join(f"{file}.gz" for files in FILES.values() for file in files)
         return find(
-            f"{type(self).__name__}'s {file}", root, [f"{self.name}/{file}{ending}" for ending in self.endings],
+            f"{type(self).__name__}'s {file}", root, [f"{self.name}/{file}", f"{self.name}/{file}.gz"],
             lambda path: self._verify(path.read_bytes(), file),
-            download and (lambda path: fetch([f"{mirror}{file}.gz" for mirror in self.mirrors], path,
-                                             lambda data: self._verify(data, file))),
+            download and (lambda path: fetch(urls, path, lambda data: self._verify(data, file))),
             f"Put {wanted} (from {self.mirrors[0]}) there")
 
     def _verify(self, data, file):
-        """The raw bytes, from the packed or unpacked file; ValueError unless the world knows it under this name."""
-        packed, known = data[:2] == b"\x1f\x8b", DIGESTS[self.name]
-        raw = gzip.decompress(data) if packed else data
-        name, judged, kind = (f"{file}.gz", data, "packed") if f"{file}.gz" in known else (file, raw, "unpacked")
-        if (found := hashlib.sha256(judged).hexdigest()) != known[name]:
-            raise ValueError(f"not the known file: its {kind} bytes have SHA-256 {found[:12]}…, "
-                             f"expected {known[name][:12]}…")
+        """Unpack if packed; ValueError unless these are the bytes that the world knows under this name."""
+        raw, known = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data, DIGESTS[self.name]
+        file, judged = (file, raw) if file in known else (f"{file}.gz", data)
+        if (found := hashlib.sha256(judged).hexdigest()) != known[file]:
+            raise ValueError(f"not the known file: SHA-256 {found[:12]}…, expected {known[file][:12]}… of {file}")
         return raw
 
 
 class FashionMNIST(MNIST):
-    """Fashion-MNIST: clothes in ten classes, in all else as :class:`MNIST`.
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017; licence MIT): clothes in ten classes, in all else as MNIST.
 
-    Xiao, Rasul and Vollgraf 2017; licence MIT. Its files are packed (.gz), in the subdirectory ``fashion-mnist``.
+    Its files are in the subdirectory ``fashion-mnist``, packed (.gz).
     """
 
     name = "fashion-mnist"
-    endings = ".gz",
     mirrors = ("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/")

@@ -80,24 +80,22 @@ def load_picture(path, size=32):
 
 
 def load_square(path, size, channels=3):
-    """The middle of a picture of any size and kind, resized (Lanczos); transparent ones are laid on white.
+    """The middle of a picture, resized (Lanczos), on white where it is transparent: (1, channels, H, W) in [-1, 1].
 
-    path: as for :func:`load_picture`. size: of the result in pixels, the side of a square or (H, W).
+    path: as for :func:`load_picture`, which says what is raised. size: in pixels, the side of a square or (H, W).
     channels: 1 for grey, 3 for RGB.
-
-    Returns (1, channels, H, W) float32 in [-1, 1]. Raises as :func:`load_picture`.
     """
     return cut_out(next(read_frames(path)), size, channels)[None] / np.float32(127.5) - 1
 
 
 def cut_out(frame, size, channels):
     """``load_square`` of a :class:`Frame`, as (channels, H, W) uint8."""
-    height, width = (size, size) if np.ndim(size) == 0 else size
-    pixels = frame.grey() if channels == 1 else frame.rgb()
+    height, width = (size, size) if isinstance(size, int) else size
+    picture = Image.fromarray(frame.grey() if channels == 1 else frame.rgb())
     if frame.alpha is not None:
-        alpha = frame.alpha.reshape(*frame.alpha.shape, *[1] * (pixels.ndim - 2))
-        pixels = np.rint(alpha * pixels + (1 - alpha) * 255).astype(np.uint8)
-    small = np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+        opaque = Image.fromarray(np.rint(frame.alpha * 255).astype(np.uint8))
+        picture = Image.composite(picture, Image.new(picture.mode, picture.size, "white"), opaque)
+    small = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
     return small.reshape(height, width, channels).transpose(2, 0, 1)
 
 

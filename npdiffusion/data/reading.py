@@ -55,10 +55,8 @@ class Frame(NamedTuple):
         return _stretched(self.luminance())
 
     def rgb(self):
-        """(H, W, 3) uint8, stretched as by :meth:`grey`, all channels alike."""
-        if self.values.ndim == 2:
-            return np.stack([self.grey()] * 3, axis=2)
-        return _stretched(self.values)
+        """(H, W, 3) uint8, stretched as by :meth:`grey`."""
+        return _stretched(self.values) if self.values.ndim == 3 else np.dstack([self.grey()] * 3)
 
 
 def _stretched(values):
@@ -89,7 +87,7 @@ def read_frames(source):
     except (NotImplementedError, MemoryError) as error:
         raise ValueError(f"{name} cannot be read as a picture: {error or 'it does not fit into memory'}") from error
     except Exception as error:  # decoders of damaged files raise anything: SyntaxError, EOFError ...
-        said = str(error).partition(" <_io")[0] or type(error).__name__  # "cannot identify image file <_io.BytesIO ...>"
+        said = str(error).partition(" <_io")[0] or type(error).__name__  # Pillow names a BytesIO by its address
         raise ValueError(f"{name} cannot be read as a picture ({said}): "
                          "give a whole TIFF or PNG or JPEG file") from error
 
