@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from npdiffusion import files
-from npdiffusion.data import (MNIST, DataNotFoundError, SyntheticDigits, download, draw_digits, load_digits,
-                              load_picture, mnist, noise_sigma, save_png)
+from npdiffusion.data import (MNIST, DataNotFoundError, FashionMNIST, SyntheticDigits, download, draw_digits,
+                              load_digits, load_picture, mnist, noise_sigma, save_png)
 
 # ---------------------------------------------------------------------------------------------- MNIST
 
@@ -221,6 +221,29 @@ def test_damaged_file_on_disk_is_downloaded_again(small, monkeypatch, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         MNIST("test")
+
+
+def test_fashion_mnist(small, tmp_path, monkeypatch):
+    """Known by its packed bytes: what is packed otherwise, or unpacked, is not the known file."""
+    packed = {f"{name}.gz": gzip.compress(data) for name, data in small.items()}
+    assert download.DIGESTS["fashion-mnist"].keys() == packed.keys()
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in packed.items()}
+    monkeypatch.setitem(mnist.DIGESTS, "fashion-mnist", sums)
+    directory = download.cache_dir() / "fashion-mnist"
+    asked = serve(monkeypatch, lambda url: packed[Path(url).name])
+    for split, (images, labels) in mnist.FILES.items():
+        data = load_digits("fashion-mnist", split)
+        np.testing.assert_allclose(data.images, expected_images(small[images]), atol=1e-6)
+        assert data.labels.tolist() == list(small[labels][8:]) and type(data) is FashionMNIST
+        check_interface(data, 5)
+    assert asked == [FashionMNIST.mirrors[0] + name + ".gz" for files in mnist.FILES.values() for name in files]
+    assert sorted(path.name for path in directory.iterdir()) == sorted(packed)
+    images = mnist.FILES["test"][0]
+    (directory / f"{images}.gz").write_bytes(gzip.compress(small[images], compresslevel=0))
+    (directory / images).write_bytes(small[images])
+    message = f"FashionMNIST's {images} not found(.|\\n)*expected {sums[images + '.gz'][:12]}… of {images}.gz"
+    with pytest.warns(UserWarning, match="not used"), pytest.raises(DataNotFoundError, match=message):
+        FashionMNIST("test", download=False)
 
 
 def test_wrong_names(small):
