@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -62,12 +63,12 @@ class PictureFolder(Dataset):
         self.shape = (3 if coloured and not grey else 1, size, size)
 
         said = [(n, f"{'RGB' if self.shape[0] == 3 else 'grey'} pictures, {size}×{size}"),
-                (len(self.classes), f"classes, by subfolder: {', '.join(self.classes[:9])}"),
+                (len(self.classes), f"classes, by subfolder: {_first(self.classes, 10)}"),
                 (0 if folders[0] else len(folders) - 1, "subfolders, but no classes: pictures lie beside them"),
                 (others, "other files skipped: hidden, or without a picture's ending"),
-                (len(broken), f"broken files skipped: {'; '.join([*broken.values()][:3])}"), *zip(done, DONE[1:]),
+                (len(broken), f"broken files skipped: {_first([*broken.values()], 3)}"), *zip(done, DONE[1:]),
                 (coloured, "made grey") if grey else (coloured and n - coloured, "grey ones made RGB"),
-                (-(-self._path.stat().st_size // 10**6), f"MB in {self._path}" + ": damaged, made again" * damaged)]
+                (max(1, self._path.stat().st_size // 10**6), f"MB in {self._path}" + ": damaged, made again" * damaged)]
         self.said = [f"{count:,} {what}".encode(errors="replace").decode() for count, what in said if count]
         self.said += [f"warning: {n} pictures are few: a network may learn them by heart"] * (n < FEW)
 
@@ -80,8 +81,12 @@ class PictureFolder(Dataset):
         return np.float32(pictures[self._rows[index], :self.shape[0]]) / 127.5 - 1, self.labels[index]
 
 
+def _first(texts, n):
+    return "; ".join(texts[:n]) + "; …" * (len(texts) > n)
+
+
 def _decoded(root, size, grey, cache, progress):
-    """A folder's pictures' names, the number of other files, the file of what is decoded, facts, was it damaged?"""
+    """Names of a folder's pictures, number of other files, file of what is decoded, facts, whether it was damaged."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder: give the one that holds the pictures")
     pictures, others = _listing(root)
@@ -93,11 +98,11 @@ def _decoded(root, size, grey, cache, progress):
     damaged = about.exists()
     with suppress(Exception):
         known = json.loads(about.read_text())
-        if known["sha256"] == _digest(path, known["facts"]):
+        if known["crc32"] == _checksum(path, known["facts"]):
             return names, others, path, known["facts"], False
     with atomic_write(path) as file:
         facts = _decode_all(root, names, file.name, size, 1 if grey else 3, progress)
-        known = {"facts": facts, "sha256": _digest(file.name, facts)}
+        known = {"facts": facts, "crc32": _checksum(file.name, facts)}
     with atomic_write(about) as file:
         file.write(json.dumps(known).encode())
     return names, others, path, facts, damaged
@@ -113,22 +118,24 @@ def _listing(root):
     for folder, subfolders, files in os.walk(root, followlinks=True):
         here = Path(folder).resolve()  # links may lead back to where they are
         subfolders[:] = [s for s in subfolders if s[0] != "." and not here.is_relative_to(Path(folder, s).resolve())]
-        for path in (Path(folder, name) for name in files):
-            if path.name[0] != "." and path.suffix.lower() in endings and path.is_file():
-                status = path.stat()
-                pictures.append((path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
+        inside = "".join(f"{part}/" for part in Path(folder).relative_to(root).parts)
+        for name in files:
+            path = os.path.join(folder, name)
+            if name[0] != "." and os.path.splitext(name)[1].lower() in endings and os.path.isfile(path):
+                status = os.stat(path)
+                pictures.append((inside + name, status.st_size, status.st_mtime_ns))
             else:
                 others += 1
     return sorted(pictures), others
 
 
-def _digest(path, facts):
-    """SHA-256 of the decoded pictures and of the facts about them."""
-    digest = hashlib.sha256(json.dumps(facts).encode())
+def _checksum(path, facts):
+    """CRC-32 of the decoded pictures and of the facts about them."""
+    checksum = zlib.crc32(json.dumps(facts).encode())
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _decode_all(root, names, out, size, channels, progress):
@@ -147,7 +154,7 @@ def _decode_all(root, names, out, size, channels, progress):
         finally:
             pool.shutdown(cancel_futures=True)
     if n - len(broken) < 2:
-        raise ValueError(f"{len(broken)} of {n} pictures in {root} are broken: {'; '.join(dict(broken[:3]).values())}")
+        raise ValueError(f"{len(broken)} of {n} pictures in {root} are broken: {_first([*dict(broken).values()], 3)}")
     return {"broken": broken, "done": done.tolist()}
 
 

@@ -28,9 +28,7 @@ class Dataset:
 
 
 class MNIST(Dataset):
-    """The MNIST digits, padded from 28×28 to 32×32 pixels and scaled from 0..255 to [-1, 1].
-
-    LeCun, Cortes and Burges; licence CC BY-SA 3.0.
+    """The MNIST digits (LeCun, Cortes and Burges; licence CC BY-SA 3.0), padded from 28×28 to 32×32, in [-1, 1].
 
     split: "train" (60 000 digits) or "test" (10 000).
     root: directory whose subdirectory ``mnist`` holds the files, packed (.gz) or not, each checked against its known
