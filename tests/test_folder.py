@@ -54,18 +54,13 @@ def many(root, count, shape=(18, 18), start=0):
 
 def both(root, size=SIZE, **options):
     """All pictures of a folder in the order of their names, whichever part they are in, and their labels."""
-    parts = [PictureFolder(root, size, split, cache=root.parent / "cache", progress=False, **options)
-             for split in ("train", "test")]
-    images, labels = np.empty((sum(map(len, parts)), *parts[0].shape), np.float32), np.empty(sum(map(len, parts)), int)
-    for part in parts:
-        images[part._rows - np.searchsorted(missing(parts), part._rows)], at = part[:][0], part._rows
-        labels[at - np.searchsorted(missing(parts), at)] = part.labels
-    return images, labels, parts[0]
-
-
-def missing(parts):
-    rows = np.concatenate([part._rows for part in parts])
-    return np.setdiff1d(np.arange(rows.max() + 1), rows)
+    test, train = (PictureFolder(root, size, split, cache=root.parent / "cache", progress=False, **options)
+                   for split in ("test", "train"))
+    order = np.random.RandomState(0).permutation(len(test) + len(train))
+    images, labels = np.empty((len(order), *train.shape), np.float32), np.empty(len(order), train.labels.dtype)
+    for part, places in ((test, order[:len(test)]), (train, order[len(test):])):
+        images[np.sort(places)], labels[np.sort(places)] = part[:]
+    return images, labels, train
 
 
 def said(data, words):
@@ -116,7 +111,7 @@ def test_what_was_done_is_said(kinds):
     (kinds / "broken.png").write_bytes((kinds / "broken.png").read_bytes()[:200])
     for name in ("notes.txt", ".hidden.png", "no ending"):
         (kinds / name).write_text("")
-    (kinds / ".git").mkdir()
+    save(kinds / ".hidden" / "a.png", noise(20, 20))
     data = both(kinds)[2]
     for sentence in ("15 RGB pictures, 16×16", "3 other files skipped", "1 broken files skipped: broken.png cannot be",
                      "1 turned upright", "14 cropped to a square", "13 reduced", "1 enlarged",
@@ -125,6 +120,22 @@ def test_what_was_done_is_said(kinds):
         assert len(said(data, sentence)) == 1, (sentence, data.said)
     assert len(data.said) == 13
     assert said(both(kinds, grey=True)[2], "9 made grey") and data.said == both(kinds)[2].said
+
+
+def test_broken_ones_are_left_out(tmp_path):
+    root = tmp_path / "pictures"
+    for name in ("a", "b"):
+        many(root / name, 12)
+    names, whole = [f"{c}/{i:04}.png" for c in "ab" for i in range(12)], (root / "a/0003.png").read_bytes()
+    broken = {"a/0003.png": whole[:-40], "a/0004.png": b"", "b/0000.png": b"no picture", "b/0011.png": whole[9:]}
+    for name, data in broken.items():
+        (root / name).write_bytes(data)
+    images, labels, data = both(root)
+    for image, label, name in zip(images, labels, [name for name in names if name not in broken], strict=True):
+        np.testing.assert_allclose(image, oracle(root / name, "L"), atol=1e-6)
+        assert label == "ab".index(name[0])
+    line, = said(data, "4 broken files skipped: a/0003.png cannot be read as a picture")
+    assert line.count("; ") == 3 and "a/0004.png" in line and "b/0000.png" in line and line.endswith("; …")
 
 
 def test_grey_pictures_stay_grey(tmp_path):
@@ -186,8 +197,8 @@ def test_a_tenth_is_for_testing(tmp_path):
     for row, name in zip(test[:][0], (2, 10, 11, 28, 41)):  # np.random.RandomState(0).permutation(50)[:5], sorted
         np.testing.assert_allclose(row, oracle(tmp_path / "a" / f"{name:04}.png", "L"), atol=1e-6)
     assert len(np.unique(np.concatenate([train[:][0], test[:][0]]), axis=0)) == 50
-    other = PictureFolder(tmp_path / "a", 8, "test", grey=True, cache=tmp_path / "cache")
-    np.testing.assert_array_equal(other._rows, test._rows)
+    other = PictureFolder(tmp_path / "a", 18, "test", grey=True, cache=tmp_path / "cache")
+    np.testing.assert_allclose(other[0][0], oracle(tmp_path / "a" / "0002.png", "L", 18), atol=1e-6)
     many(tmp_path / "b", 2)
     for split in ("train", "test"):
         assert len(PictureFolder(tmp_path / "b", 8, split, cache=tmp_path / "cache")) == 1
