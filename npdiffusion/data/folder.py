@@ -39,15 +39,16 @@ class PictureFolder(Dataset):
     subfolders are classes, in sorted order; if pictures lie beside them, there are no classes, and all count.
 
     root: the folder. What is hidden, has no picture's ending or is broken is skipped. size: of the images' sides.
-    split: "test" is a tenth of the pictures, at least one, drawn with a fixed seed; "train" is the rest.
+    split: "test" is a tenth of the pictures, at least one, drawn by a permutation of their sorted names with seed 0;
+        "train" is the rest.
     grey: whether to make all grey. Else they are RGB, but for folders in which all are stored as grey.
-    cache: directory for the decoded pictures (size² bytes each if grey, else 3·size²), by default ``pictures`` in the
-        user's cache. Used again until a name, a length or a time of change differs. All MPI ranks must see it.
+    cache: directory for the decoded pictures (size² bytes each with ``grey``, else 3·size²), by default ``pictures`` in
+        the user's cache. Used again until a name, a length or a time of change differs. All MPI ranks must see it.
     progress: whether to show a bar.
 
     images: (N, C, size, size) float32 in [-1, 1]. ``labels``: (N,) int64, 0 without classes. ``classes``: their names.
-    ``shape``: (C, size, size). ``said``: short sentences on what was found and done. Raises FileNotFoundError, or
-    ValueError for fewer than 2 pictures, a file, or another split or size.
+    ``shape``: (C, size, size). ``said``: short sentences on what was found and done in the whole folder.
+    Raises FileNotFoundError without such a folder, ValueError for fewer than 2 pictures or another split or size.
     """
 
     def __init__(self, root, size, split="train", grey=False, cache=None, progress=True):
