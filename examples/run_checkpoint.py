@@ -16,11 +16,9 @@ from command_line import above_0, add_common, integer, parse
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
-from PIL import Image, ImageOps
 
 from npdiffusion import Tensor, no_grad
-from npdiffusion.data import noise_sigma, save_png
-from npdiffusion.data.reading import read_frames
+from npdiffusion.data import load_square, noise_sigma, save_png
 from npdiffusion.diffusion import DPMSolverMultistepScheduler, denoise, generate, scheduler_from_pretrained
 from npdiffusion.models import UNet2DModel
 
@@ -76,19 +74,10 @@ def draw(model, scheduler, count):
     return npdiffusion.to_device(np.concatenate(drawn), "cpu")
 
 
-def load_square(path, channels, height, width):
-    """The middle of a picture as (1, channels, height, width) float32 in [-1, 1]."""
-    frame = next(read_frames(path))
-    pixels = frame.grey() if channels == 1 or frame.values.dtype != np.uint8 else frame.values
-    picture = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
-    small = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS), np.float32)
-    return small.reshape(height, width, channels).transpose(2, 0, 1)[None] / 127.5 - 1
-
-
 def clean(model, scheduler, path, sigma, steps):
     """A picture and what the network makes of it, in a single pass and in several steps: (3, C, H, W)."""
     height, width = sides(model)
-    picture = load_square(path, model.config["in_channels"], height, width)
+    picture = load_square(path, (height, width), model.config["in_channels"])
     if sigma is None:
         sigma = 127.5 * float(np.mean([noise_sigma(channel) for channel in picture[0]]))
         print(f"noise estimated at {sigma:.1f} grey levels at {height}×{width}; --sigma sets another")

@@ -9,6 +9,7 @@ import npdiffusion
 import numpy as np
 
 from npdiffusion import Tensor, distributed, functional as F, nn, training
+from npdiffusion.data import PictureFolder, folder
 from npdiffusion.diffusion import DDIMScheduler, DDPMScheduler, denoise, generate, variational_bound
 from npdiffusion.files import atomic_write
 from npdiffusion.models import UNet
@@ -161,6 +162,16 @@ def refuses():
     except FileNotFoundError as error:
         distributed.barrier()
         (OUT / f"{RANK}.txt").write_text(str(error))
+
+
+def pictures():
+    """Rank 0 alone decodes, by processes of its own."""
+    folder.MANY = 10
+    if RANK:
+        folder.read_frames = None
+    images, labels = PictureFolder(OUT / "pictures", 8, cache=OUT / "cache")[:]
+    distributed.check_equal("pictures", [images, labels])
+    write(images=images, labels=labels)
 
 
 def cores():

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from npdiffusion import files
-from npdiffusion.data import (MNIST, DataNotFoundError, SyntheticDigits, download, draw_digits, load_digits,
-                              load_picture, mnist, noise_sigma, save_png)
+from npdiffusion.data import (MNIST, DataNotFoundError, FashionMNIST, SyntheticDigits, download, draw_digits,
+                              load_digits, load_picture, mnist, noise_sigma, save_png)
 
 # ---------------------------------------------------------------------------------------------- MNIST
 
@@ -37,7 +37,7 @@ def small(monkeypatch, tmp_path):
         raw[images] = idx(rng.integers(0, 256, (5, 28, 28), np.uint8))
         raw[labels] = idx(rng.integers(0, 10, 5, np.uint8))
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in raw.items()}
-    monkeypatch.setattr(mnist, "SHA256", sums)
+    monkeypatch.setitem(mnist.DIGESTS, "mnist", sums)
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "user"))
     monkeypatch.delenv("NPDIFFUSION_DATA", raising=False)
@@ -121,7 +121,7 @@ def test_no_network_says_what_to_do(small, monkeypatch, tmp_path):
     with pytest.raises(DataNotFoundError) as caught:
         load_digits("mnist")
     for words in (str(tmp_path / "own" / "mnist"), str(download.cache_dir() / "mnist"), "--data synthetic",
-                  "NPDIFFUSION_DATA", "name resolution", *mnist.MIRRORS, *(name + ".gz" for name in small)):
+                  "NPDIFFUSION_DATA", "name resolution", *MNIST.mirrors, *(name + ".gz" for name in small)):
         assert words in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
     assert not list(tmp_path.rglob("*"))
@@ -138,7 +138,7 @@ def test_download_goes_to_the_cache_once(small, monkeypatch, capsys):
     asked = serve(monkeypatch, lambda url: gzip.compress(small[Path(url).stem]))
     first = MNIST("test")
     assert [Path(url).name for url in asked] == [name + ".gz" for name in mnist.FILES["test"]]
-    assert all(url.startswith(mnist.MIRRORS[0]) for url in asked)
+    assert all(url.startswith(MNIST.mirrors[0]) for url in asked)
     assert "t10k-images" in capsys.readouterr().err  # the progress bar
     assert sorted(path.name for path in (download.cache_dir() / "mnist").iterdir()) == sorted(
         name + ".gz" for name in mnist.FILES["test"])
@@ -165,7 +165,7 @@ BROKEN = ["refused", "timeout", "cut short", "other file", "empty", "web page", 
 def test_second_mirror_helps(small, monkeypatch, kind):
     def answer(url):
         data = small[Path(url).stem]
-        return broken(kind, data) if url.startswith(mnist.MIRRORS[0]) else gzip.compress(data)
+        return broken(kind, data) if url.startswith(MNIST.mirrors[0]) else gzip.compress(data)
 
     asked = serve(monkeypatch, answer)
     check_interface(MNIST("train"), 5)
@@ -223,12 +223,35 @@ def test_damaged_file_on_disk_is_downloaded_again(small, monkeypatch, kind):
         MNIST("test")
 
 
+def test_fashion_mnist(small, tmp_path, monkeypatch):
+    """Known by its packed bytes: what is packed otherwise, or unpacked, is not the known file."""
+    packed = {f"{name}.gz": gzip.compress(data) for name, data in small.items()}
+    assert download.DIGESTS["fashion-mnist"].keys() == packed.keys()
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in packed.items()}
+    monkeypatch.setitem(mnist.DIGESTS, "fashion-mnist", sums)
+    directory = download.cache_dir() / "fashion-mnist"
+    asked = serve(monkeypatch, lambda url: packed[Path(url).name])
+    for split, (images, labels) in mnist.FILES.items():
+        data = load_digits("fashion-mnist", split)
+        np.testing.assert_allclose(data.images, expected_images(small[images]), atol=1e-6)
+        assert data.labels.tolist() == list(small[labels][8:]) and type(data) is FashionMNIST
+        check_interface(data, 5)
+    assert asked == [FashionMNIST.mirrors[0] + name + ".gz" for files in mnist.FILES.values() for name in files]
+    assert sorted(path.name for path in directory.iterdir()) == sorted(packed)
+    images = mnist.FILES["test"][0]
+    (directory / f"{images}.gz").write_bytes(gzip.compress(small[images], compresslevel=0))
+    (directory / images).write_bytes(small[images])
+    message = f"FashionMNIST's {images} not found(.|\\n)*expected {sums[images + '.gz'][:12]}… of {images}.gz"
+    with pytest.warns(UserWarning, match="not used"), pytest.raises(DataNotFoundError, match=message):
+        FashionMNIST("test", download=False)
+
+
 def test_wrong_names(small):
     with pytest.raises(ValueError, match="'train' or 'test', got 'valid'"):
         MNIST("valid")
     with pytest.raises(ValueError, match="'train' or 'test', got 'valid'"):
         load_digits("synthetic", "valid")
-    with pytest.raises(ValueError, match="'mnist' or 'synthetic', got 'cifar'"):
+    with pytest.raises(ValueError, match="'mnist', 'fashion-mnist' or 'synthetic', got 'cifar'"):
         load_digits("cifar")
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from npdiffusion import distributed
 
@@ -76,6 +77,19 @@ def test_tiles_into_one_file(tmp_path):
     found = np.load(tmp_path / "2.npz")
     np.testing.assert_allclose(found["out"], found["whole"], atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2.npz", "out"]
+
+
+def test_a_folder_of_pictures_is_decoded_by_rank_0(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8)
+    for i, picture in enumerate(pixels):
+        (tmp_path / "pictures" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "pictures" / "ab"[i % 2] / f"{i:02}.png")
+    said = ranks(2, "pictures", tmp_path)[1]
+    found, expected = np.load(tmp_path / "2.npz"), pixels.transpose(0, 3, 1, 2) / 127.5 - 1
+    assert said.count("30/30") == 1 and len(found["images"]) == 27
+    for image, label in zip(found["images"], found["labels"]):
+        i, = np.flatnonzero(np.abs(expected - image).max((1, 2, 3)) < 1e-6)
+        assert label == i % 2
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """diffusers' UNet2DModel in NumPy: against diffusers where it is installed, and against a file made with it."""
 
-import importlib
 import inspect
 import json
 import math
@@ -17,6 +16,7 @@ from PIL import Image
 from npdiffusion import Tensor, captured, no_grad, to_device
 from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.config import IGNORED
+from npdiffusion.data import load_square
 from npdiffusion.diffusion import (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate,
                                    scheduler_from_pretrained)
 from npdiffusion.diffusion.pretrained import SCHEDULERS
@@ -381,11 +381,10 @@ def test_the_example(golden, tmp_path):
 
 
 @pytest.mark.parametrize("side", [20, 29, 225])
-def test_the_example_s_pictures_may_have_any_side(side, tmp_path, monkeypatch):
+def test_the_example_s_pictures_may_have_any_side(side, tmp_path):
     """29/28·28 > 29: the part to cut out must not begin outside."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
     Image.new("L", (side, side), 255).save(tmp_path / "white.png")
-    picture = importlib.import_module("run_checkpoint").load_square(tmp_path / "white.png", 1, 28, 28)
+    picture = load_square(tmp_path / "white.png", 28, channels=1)
     assert picture.shape == (1, 1, 28, 28) and (picture == 1).all()
 
 

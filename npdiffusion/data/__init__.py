@@ -1,24 +1,25 @@
 """Digits and micrographs to train on, and pictures to read and write. Everything here is plain NumPy arrays."""
 
 from .download import DataNotFoundError
+from .folder import PictureFolder
 from .micrographs import SSTEM, TRAIN_SECTIONS, Lucchi, Micrographs, load_pairs, read_micrograph
-from .mnist import MNIST, Dataset
-from .pictures import load_picture, noise_sigma, save_png
+from .mnist import MNIST, Dataset, FashionMNIST
+from .pictures import load_picture, load_square, noise_sigma, save_png
 from .synthetic import SyntheticDigits, SyntheticMicrographs, draw_digits
 
 
 def load_digits(name, split="train"):
-    """The digits behind ``--data``: "mnist" (:class:`MNIST`) or "synthetic" (:class:`SyntheticDigits`).
+    """The pictures behind ``--data``: "mnist" (:class:`MNIST`), "fashion-mnist" or "synthetic" (drawn digits).
 
     Raises as :class:`MNIST`, and ValueError for another name.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    if name == "mnist":
-        return MNIST(split)
+    if name in ("mnist", "fashion-mnist"):
+        return (MNIST if name == "mnist" else FashionMNIST)(split)
     if name == "synthetic":
         return SyntheticDigits(60000, seed=0) if split == "train" else SyntheticDigits(10000, seed=1)
-    raise ValueError(f"data must be 'mnist' or 'synthetic', got {name!r}")
+    raise ValueError(f"data must be 'mnist', 'fashion-mnist' or 'synthetic', got {name!r}")
 
 
 def load_micrographs(name):

@@ -4,7 +4,7 @@ import math
 from functools import reduce
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from ..files import atomic_write
 from .reading import read_frames
@@ -77,6 +77,26 @@ def load_picture(path, size=32):
         said.append(f"resized to {size}×{size}")
     array = np.asarray(small)[None, None] * 2 - 1
     return (array if noisy else np.clip(array, -1, 1)), said
+
+
+def load_square(path, size, channels=3):
+    """The middle of a picture, resized (Lanczos), on white where it is transparent: (1, channels, H, W) in [-1, 1].
+
+    path: as for :func:`load_picture`, which says what is raised. size: in pixels, the side of a square or (H, W).
+    channels: 1 for grey, 3 for RGB.
+    """
+    return cut_out(next(read_frames(path)), size, channels)[None] / np.float32(127.5) - 1
+
+
+def cut_out(frame, size, channels):
+    """``load_square`` of a :class:`Frame`, as (channels, H, W) uint8."""
+    height, width = (size, size) if isinstance(size, int) else size
+    picture = Image.fromarray(frame.grey() if channels == 1 else frame.rgb())
+    if frame.alpha is not None:
+        opaque = Image.fromarray(np.rint(frame.alpha * 255).astype(np.uint8))
+        picture = Image.composite(picture, Image.new(picture.mode, picture.size, "white"), opaque)
+    small = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
+    return small.reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def noise_sigma(image):

@@ -52,13 +52,20 @@ class Frame(NamedTuple):
 
     def grey(self):
         """(H, W) uint8. More than 8 bits are stretched: the darkest thousandth becomes 0, the brightest 255."""
-        values = self.luminance()
-        if values.dtype == np.uint8:
-            return values
-        low = np.float64(np.quantile(values, 0.001, method="higher"))
-        high = np.float64(np.quantile(values, 0.999, method="lower"))
-        scale = 255 / max(high - low, 1e-300)
-        return np.stack([np.rint((np.clip(row, low, high) - low) * scale).astype(np.uint8) for row in values])
+        return _stretched(self.luminance())
+
+    def rgb(self):
+        """(H, W, 3) uint8, stretched as by :meth:`grey`."""
+        return _stretched(self.values) if self.values.ndim == 3 else np.dstack([self.grey()] * 3)
+
+
+def _stretched(values):
+    if values.dtype == np.uint8:
+        return values
+    low = np.float64(np.quantile(values, 0.001, method="higher"))
+    high = np.float64(np.quantile(values, 0.999, method="lower"))
+    scale = 255 / max(high - low, 1e-300)
+    return np.stack([np.rint((np.clip(row, low, high) - low) * scale).astype(np.uint8) for row in values])
 
 
 def read_frames(source):
@@ -80,7 +87,8 @@ def read_frames(source):
     except (NotImplementedError, MemoryError) as error:
         raise ValueError(f"{name} cannot be read as a picture: {error or 'it does not fit into memory'}") from error
     except Exception as error:  # decoders of damaged files raise anything: SyntaxError, EOFError ...
-        raise ValueError(f"{name} cannot be read as a picture ({error or type(error).__name__}): "
+        said = str(error).partition(" <_io")[0] or type(error).__name__  # Pillow names a BytesIO by its address
+        raise ValueError(f"{name} cannot be read as a picture ({said}): "
                          "give a whole TIFF or PNG or JPEG file") from error
 
 
