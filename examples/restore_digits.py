@@ -4,8 +4,8 @@
     python examples/restore_digits.py --resume               # goes on with what has not been measured yet
     python examples/restore_digits.py --preset smoke --data synthetic
 
-Nothing is trained. Test digits (the first of the test set) are measured as y = A x_0 + σ n, and ``restore`` draws digits
-that could have been measured so (ΠGDM, Song et al. 2023), without being told what they are. Beside it stand
+Nothing is trained. Test digits (the first of the test set) are measured as y = A x_0 + σ n, and ``restore`` draws
+digits that could have been measured so (ΠGDM, Song et al. 2023), without being told what they are. Beside it stand
 
     bicubic              interpolation of the few pixels
     total variation      of all pictures that fit, the one with the least variation (Rudin, Osher & Fatemi 1992)
@@ -30,7 +30,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from npdiffusion import to_device
 from npdiffusion.data import load_digits
 from npdiffusion.diffusion import DDPMScheduler, restore
 from npdiffusion.diffusion.restoration import AveragePool, Blur, Inpaint
@@ -152,9 +151,9 @@ def others(y, operator, sigma, train, few):
     weight = tuned(variation, [sigma**2 * 1.6**i for i in range(-6, 4)], tuning, operator, sigma) if sigma else 0.1
     width = sigma or tuned(known.posterior_mean, [0.5 * 1.25**i for i in range(12)], tuning, operator, sigma)
     results = {"bicubic": bicubic(y)} if isinstance(operator, AveragePool) else {}
-    return {name: fit(x) for name, x in (results | {
-        "total variation": variation(y, weight), "Wiener": known.wiener(y, sigma), "best training digit": known.best(y),
-        "posterior mean": known.posterior_mean(y, width)}).items()}
+    results |= {"total variation": variation(y, weight), "Wiener": known.wiener(y, sigma),
+                "best training digit": known.best(y), "posterior mean": known.posterior_mean(y, width)}
+    return {name: fit(x) for name, x in results.items()}
 
 
 # -- the measurements

@@ -200,8 +200,8 @@ class Training:
             self.ema.swap()
 
     def write(self, out, report=None, title=""):
-        """Call ``report``, then write averaged weights, log and loss curve, and last the checkpoint: who is killed before
-        it is there does this step, and all of this, again."""
+        """Call ``report``, then write averaged weights, log and loss curve, and last the checkpoint: a training that is
+        killed before that resumes from the one before, and comes here again."""
         self.check_finite(out / "checkpoint.safetensors")
         try:
             if report:
