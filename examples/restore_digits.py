@@ -138,7 +138,7 @@ def tuned(function, parameters, images, operator, sigma):
 
 
 def others(y, operator, sigma, train, few):
-    """{name: pictures}; what has to be tuned is tuned on the first ``few`` training digits, which are then not known."""
+    """{name: pictures}; what is tuned is tuned on the first ``few`` training digits, which are then not known."""
     tuning, known = train[:few], Known(train[few:], operator)
 
     def fit(x):
