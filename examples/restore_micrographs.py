@@ -1,0 +1,173 @@
+"""Fill gaps in electron micrographs, and double their resolution, with a network that was only taught to denoise.
+
+    python examples/restore_micrographs.py                    # minutes on 2 cores, into runs/restored
+    python examples/restore_micrographs.py --resume           # goes on with the samples that are not drawn yet
+    python examples/restore_micrographs.py --preset smoke --data synthetic
+
+Nothing is trained. The network of denoise_micrographs.py is differentiated at each step of sampling, which draws it
+towards pictures that fit what was measured (``npdiffusion.diffusion.restore``), and what comes out fits exactly. The
+test sections, their pixels taken together two by two as there, are measured in two ways: with gaps, bands of 4 to 10
+rows that the scan lost and specks of dust; and coarse, each square of 2×2 pixels as its mean. The network is
+convolutional, so that a whole section is restored in one piece: there are no seams.
+
+Every sample is a section that could have been there, details and noise that nobody measured among it. Their mean is
+nearer to the truth, and smoother; where they differ (their spread), do not believe them. Beside them stand linear
+interpolation between rows and the biharmonic equation (scikit-image; without it it is left out) for gaps, and bicubic
+interpolation for coarse sections. All go through the segmentation network of segment_mitochondria.py.
+
+Written to --out: metrics.json, close-ups.png, gaps.png and coarse.png (a whole section, measured, restored and
+original, with the mitochondria found in each) and samples.safetensors (all that --resume needs).
+"""
+
+from command_line import at_least_0, integer, load_network, parse, parser_for, settings_of, write_metrics
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+from denoise_micrographs import SCHEDULER, pooled, section_figure, segmented, segmenter
+from PIL import Image
+
+from npdiffusion.checkpoint import load_file, save_file
+from npdiffusion.data import load_micrographs
+from npdiffusion.diffusion.restoration import AveragePool, Inpaint, restore
+from npdiffusion.figures import picture_rows, save_figure
+from npdiffusion.metrics import psnr, segmentation_scores, ssim
+from npdiffusion.models import UNet
+from npdiffusion.training import check_settings
+
+CLOSE = 96  # side in pixels of the close-ups
+PRESETS = {"smoke": dict(steps=2, samples=2), "cpu": dict(steps=20, samples=4), "long": dict(steps=50, samples=16)}
+
+
+def arguments():
+    parser = parser_for(__doc__, "restored", data=("sstem", "synthetic"), trains=False)
+    parser.add_argument("--model", type=Path, metavar="FILE",
+                        help="a model.safetensors of denoise_micrographs.py; default: the one in weights/")
+    parser.add_argument("--segmenter", type=Path, metavar="FILE",
+                        help="a model.safetensors of segment_mitochondria.py; default: the one in weights/")
+    parser.add_argument("--steps", type=integer(1, 1024), help="steps from noise to section")
+    parser.add_argument("--samples", type=integer(2), help="number of samples of each section")
+    parser.add_argument("--weight", type=at_least_0, default=2.0, help="factor of what draws samples to the measured")
+    return parse(parser, PRESETS)
+
+
+def measured_pixels(shape, rng):
+    """Where a section was measured, (H, W) of bool: not in a band in every 32 rows, nor under specks of dust."""
+    mask = np.ones(shape, bool)
+    for top in range(0, shape[0], 32):
+        start = top + rng.integers(8, 20)
+        mask[start:start + rng.integers(4, 11)] = False
+    y, x = np.ogrid[:shape[0], :shape[1]]
+    for _ in range(mask.size // 8000):
+        mask[(y - rng.uniform(0, shape[0]))**2 + (x - rng.uniform(0, shape[1]))**2 < rng.uniform(3, 10)**2] = False
+    return mask
+
+
+def problems(shape):
+    """{name: (operator, {classical method: its function of what was measured, (h, w)})} for pictures (H, W)."""
+    mask = measured_pixels(shape, np.random.default_rng(0))
+
+    def linear(y):
+        rows = np.arange(len(y))
+        return np.stack([np.interp(rows, rows[known], column[known]) for column, known in zip(y.T, mask.T)], 1)
+
+    def bicubic(y):
+        return np.asarray(Image.fromarray(y).resize(shape[::-1], Image.Resampling.BICUBIC))
+
+    fillings = {"linear": linear}
+    try:
+        from skimage.restoration import inpaint_biharmonic
+        fillings["biharmonic"] = lambda y: inpaint_biharmonic(y, ~mask)
+    except ImportError:
+        print("scikit-image is not installed (pip install scikit-image): no biharmonic filling")
+    return {"gaps": (Inpaint(mask), fillings), "coarse": (AveragePool(2), {"bicubic": bicubic})}
+
+
+def draw(model, operators, test, args):
+    """{problem: samples (args.samples, n, 1, H, W)}; each one is kept in --out as soon as it is drawn."""
+    path, samples = args.out / "samples.safetensors", {}
+    weights = zlib.crc32(b"".join(value.tobytes() for value in model.state_dict().values()))
+    settings = settings_of(args) | {"weights": weights}
+    if args.resume:
+        samples, held = load_file(path)
+        check_settings(path, held, settings)
+    elif path.exists():
+        raise SystemExit(f"{path} exists: go on with --resume, or choose another --out")
+    model.to(args.device)
+    for k, (problem, operator) in enumerate(operators.items()):
+        for sample in range(args.samples):
+            name = f"{problem} {sample}"
+            if name not in samples:
+                print(f"{problem}: sample {sample + 1} of {args.samples}")
+                samples[name] = restore(model, SCHEDULER, operator.forward(test), operator, progress=True,
+                                        num_inference_steps=args.steps, weight=args.weight,
+                                        generator=np.random.default_rng([args.seed, k, sample]))
+                save_file(path, samples, settings)
+    return {problem: np.stack([samples[f"{problem} {sample}"] for sample in range(args.samples)])
+            for problem in operators}
+
+
+def scores(pictures, test, operator, found, labelled):
+    """How near pictures (n, 1, H, W) are to the test sections, and what is found in them to the labels."""
+    values = {"psnr": psnr(pictures, test), "ssim": ssim(pictures, test)}
+    if isinstance(operator, Inpaint):
+        values["psnr_missing"] = psnr(pictures[..., ~operator.mask], test[..., ~operator.mask])
+    if found[0] is not None:
+        values["iou"] = segmentation_scores(found, labelled)["iou"]
+    return {name: float(np.mean(value)) for name, value in values.items()}
+
+
+def close_ups(results, samples, test):
+    """A row for each problem: measured, the last classical method, samples, mean and spread, and the original."""
+    middle = [slice(size // 2, size // 2 + CLOSE) for size in test.shape[2:]]
+    rows = []
+    for problem, pictures in results.items():
+        *_, classical, _, mean = pictures.values()
+        spread = 4 * samples[problem].std(0) - 1
+        row = [pictures["measured"], classical, *samples[problem][:2], mean, spread, test]
+        rows.append(np.stack([x[0][:, middle[0], middle[1]] for x in row]).clip(-1, 1).astype(np.float32))
+    columns = ["measured", "biharmonic, bicubic", "a sample", "another", "their mean", "their spread", "original"]
+    return picture_rows(rows, list(results), columns, group=1, cell=1.5)
+
+
+def main():
+    args = arguments()
+    _, test_set = load_micrographs(args.data)
+    test = pooled(test_set.images)
+    labelled = test_set.masks[:, :2 * test.shape[2], :2 * test.shape[3]]
+    model = load_network(args.model, "sstem-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=None)
+    network = segmenter(args)  # one that does not do shows before the work
+    tasks = problems(test.shape[2:])
+    samples = draw(model, {problem: operator for problem, (operator, _) in tasks.items()}, test, args)
+
+    def segment(pictures):
+        return [None] * len(pictures) if network is None else segmented(network, pictures)
+
+    results, metrics, mean = {}, {"misfit": {}}, f"mean of {args.samples}"
+    clean = segment(test)
+    if network is not None:
+        metrics["iou_original"] = segmentation_scores(clean, labelled)["iou"]
+    for problem, (operator, classical) in tasks.items():
+        y, (one, *_), average = operator.forward(test), samples[problem], samples[problem].mean(0)
+        metrics["misfit"][problem] = max(float(abs(operator.forward(x) - y).max()) for x in samples[problem])
+        filled = {name: np.stack([fill(picture)[None] for picture in y[:, 0]]).clip(-1, 1).astype(np.float32)
+                  for name, fill in classical.items()}
+        results[problem] = {"measured": operator.pinv(y), **filled, "one sample": one, mean: average}
+        found = {name: segment(pictures) for name, pictures in results[problem].items()}
+        metrics[problem] = {name: scores(pictures, test, operator, found[name], labelled)
+                            for name, pictures in results[problem].items()}
+        panels = {"measured": (results[problem]["measured"], found["measured"]), "restored": (average, found[mean]),
+                  "original": (test, clean)}
+        save_figure(section_figure({title: (pictures[0, 0], masks[0]) for title, (pictures, masks) in panels.items()},
+                                   labelled[0]), args.out / f"{problem}.png", dpi=90)
+    save_figure(close_ups(results, samples, test), args.out / "close-ups.png")
+    write_metrics(args.out, metrics)
+    for problem in tasks:
+        print(f"\n{problem:12}", *(f"{score:>12}" for score in metrics[problem]["measured"]))
+        for name, values in metrics[problem].items():
+            print(f"{name:12}", *(f"{value:12.3f}" for value in values.values()))
+
+
+if __name__ == "__main__":
+    main()
