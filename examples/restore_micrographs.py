@@ -30,7 +30,8 @@ from PIL import Image
 
 from npdiffusion.checkpoint import load_file, save_file
 from npdiffusion.data import load_micrographs
-from npdiffusion.diffusion.restoration import AveragePool, Inpaint, restore
+from npdiffusion.diffusion import AveragePool, Inpaint, restore
+from npdiffusion.distributed import Generator, over_ranks
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr, segmentation_scores, ssim
 from npdiffusion.models import UNet
@@ -100,9 +101,10 @@ def draw(model, operators, test, args):
             name = f"{problem} {sample}"
             if name not in samples:
                 print(f"{problem}: sample {sample + 1} of {args.samples}")
-                samples[name] = restore(model, SCHEDULER, operator.forward(test), operator, progress=True,
-                                        num_inference_steps=args.steps, weight=args.weight,
-                                        generator=np.random.default_rng([args.seed, k, sample]))
+                options = dict(num_inference_steps=args.steps, weight=args.weight, progress=True,
+                               generator=Generator(np.random.default_rng([args.seed, k, sample])))
+                samples[name] = over_ranks(lambda y: restore(model, SCHEDULER, y, operator, **options),
+                                           operator.forward(test))
                 save_file(path, samples, settings)
     return {problem: np.stack([samples[f"{problem} {sample}"] for sample in range(args.samples)])
             for problem in operators}
