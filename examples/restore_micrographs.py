@@ -1,7 +1,7 @@
 """Fill gaps in electron micrographs, and double their resolution, with a network that was only taught to denoise.
 
     python examples/restore_micrographs.py                    # minutes on 2 cores, into runs/restored
-    python examples/restore_micrographs.py --resume           # goes on with the samples that are not drawn yet
+    python examples/restore_micrographs.py --resume           # goes on; with --samples 16, to more samples
     python examples/restore_micrographs.py --preset smoke --data synthetic
 
 Nothing is trained. The network of denoise_micrographs.py is differentiated at each step of sampling, which draws it
@@ -38,7 +38,7 @@ from npdiffusion.models import UNet
 from npdiffusion.training import check_settings
 
 CLOSE = 96  # side in pixels of the close-ups
-PRESETS = {"smoke": dict(steps=2, samples=2), "cpu": dict(steps=20, samples=4), "long": dict(steps=50, samples=16)}
+PRESETS = {"smoke": dict(steps=2, samples=2), "cpu": dict(steps=10, samples=8), "long": dict(steps=20, samples=32)}
 
 
 def arguments():
@@ -89,7 +89,7 @@ def draw(model, operators, test, args):
     """{problem: samples (args.samples, n, 1, H, W)}; each one is kept in --out as soon as it is drawn."""
     path, samples = args.out / "samples.safetensors", {}
     weights = zlib.crc32(b"".join(value.tobytes() for value in model.state_dict().values()))
-    settings = settings_of(args) | {"weights": weights}
+    settings = settings_of(args) | {"samples": None, "weights": weights}  # more can be drawn later
     if args.resume:
         samples, held = load_file(path)
         check_settings(path, held, settings)
