@@ -36,7 +36,7 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-def test_a_stopped_run_goes_on_and_leaves_what_a_whole_one_does(run, monkeypatch):
+def test_a_stopped_run_goes_on_and_leaves_what_a_whole_one_does_and_draws_more(run, monkeypatch):
     whole, restore, left = run("whole"), example.restore, [True] * 3
 
     def stopping(*args, **options):
@@ -75,6 +75,11 @@ def test_a_stopped_run_goes_on_and_leaves_what_a_whole_one_does(run, monkeypatch
         assert set(metrics[problem]) >= methods | {"one sample", "mean of 2"}
         assert np.asarray(Image.open(whole / f"{problem}.png").convert("L")).std() > 10
     assert Image.open(whole / "close-ups.png").size > (1000, 300)
+
+    run("whole", "--resume", "--samples", "3")
+    more = load_file(whole / "samples.safetensors")[0]
+    assert len(more) == 6 and all(np.array_equal(more[name], samples[name]) for name in samples)
+    assert "mean of 3" in json.loads((whole / "metrics.json").read_text())["gaps"]
 
 
 def test_about_a_quarter_is_missing():
