@@ -76,6 +76,7 @@ def test_a_stopped_run_goes_on_and_leaves_what_a_whole_one_does_and_draws_more(r
         assert np.asarray(Image.open(whole / f"{problem}.png").convert("L")).std() > 10
     assert Image.open(whole / "close-ups.png").size > (1000, 300)
 
+    left += [True] * 2
     run("whole", "--resume", "--samples", "3")
     more = load_file(whole / "samples.safetensors")[0]
     assert len(more) == 6 and all(np.array_equal(more[name], samples[name]) for name in samples)
