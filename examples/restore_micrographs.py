@@ -96,8 +96,8 @@ def draw(model, operators, test, args):
     elif path.exists():
         raise SystemExit(f"{path} exists: go on with --resume, or choose another --out")
     model.to(args.device)
-    for k, (problem, operator) in enumerate(operators.items()):
-        for sample in range(args.samples):
+    for sample in range(args.samples):
+        for k, (problem, operator) in enumerate(operators.items()):
             name = f"{problem} {sample}"
             if name not in samples:
                 print(f"{problem}: sample {sample + 1} of {args.samples}")
