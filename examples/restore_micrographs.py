@@ -10,13 +10,14 @@ test sections, their pixels taken together two by two as there, are measured in 
 rows that the scan lost and specks of dust; and coarse, each square of 2×2 pixels as its mean. The network is
 convolutional, so that a whole section is restored in one piece: there are no seams.
 
-Every sample is a section that could have been there, details and noise that nobody measured among it. Their mean is
-nearer to the truth, and smoother; where they differ (their spread), do not believe them. Beside them stand linear
-interpolation between rows and the biharmonic equation (scikit-image; without it it is left out) for gaps, and bicubic
-interpolation for coarse sections. All go through the segmentation network of segment_mitochondria.py.
+Every sample is a section that could have been there, with details that nobody measured. Their mean is nearer to the
+truth, and smoother; where they differ (their spread), do not believe them. Beside them stand linear interpolation
+between rows and the biharmonic equation (scikit-image; without it it is left out) for gaps, and bicubic interpolation
+for coarse sections. All go through the segmentation network of segment_mitochondria.py.
 
-Written to --out: metrics.json, close-ups.png, gaps.png and coarse.png (a whole section, measured, restored and
-original, with the mitochondria found in each) and samples.safetensors (all that --resume needs).
+Written to --out: metrics.json, close-ups.png (where the spread is white from a standard deviation of 64 grey levels
+on), gaps.png and coarse.png (a whole section, measured, restored as the samples' mean, and original, with the
+mitochondria found in each) and samples.safetensors (all that --resume needs).
 """
 
 from command_line import at_least_0, integer, load_network, parse, parser_for, settings_of, write_metrics
@@ -122,15 +123,15 @@ def scores(pictures, test, operator, found, labelled):
 
 def close_ups(results, samples, test):
     """A row for each problem: measured, the last classical method, samples, mean and spread, and the original."""
-    middle = [slice(size // 2, size // 2 + CLOSE) for size in test.shape[2:]]
-    rows = []
+    top, left = (size // 2 for size in test.shape[2:])
+    rows, names = [], []
     for problem, pictures in results.items():
-        *_, classical, _, mean = pictures.values()
-        spread = 4 * samples[problem].std(0) - 1
-        row = [pictures["measured"], classical, *samples[problem][:2], mean, spread, test]
-        rows.append(np.stack([x[0][:, middle[0], middle[1]] for x in row]).clip(-1, 1).astype(np.float32))
-    columns = ["measured", "biharmonic, bicubic", "a sample", "another", "their mean", "their spread", "original"]
-    return picture_rows(rows, list(results), columns, group=1, cell=1.5)
+        *_, (name, classical), _, (mean, average) = pictures.items()
+        row = [pictures["measured"], classical, *samples[problem][:2], average, 4 * samples[problem].std(0) - 1, test]
+        rows.append(np.stack([x[0, :, top:top + CLOSE, left:left + CLOSE] for x in row]).clip(-1, 1))
+        names.append(name)
+    columns = ["measured", ", ".join(names), "one sample", "another", mean, "spread", "original"]
+    return picture_rows(rows, list(results), columns, cell=1.5)
 
 
 def main():
@@ -162,7 +163,7 @@ def main():
         panels = {"measured": (results[problem]["measured"], found["measured"]), "restored": (average, found[mean]),
                   "original": (test, clean)}
         save_figure(section_figure({title: (pictures[0, 0], masks[0]) for title, (pictures, masks) in panels.items()},
-                                   labelled[0]), args.out / f"{problem}.png", dpi=90)
+                                   labelled[0]), args.out / f"{problem}.png", dpi=80)
     save_figure(close_ups(results, samples, test), args.out / "close-ups.png")
     write_metrics(args.out, metrics)
     for problem in tasks:
