@@ -99,4 +99,5 @@ def test_classical_methods_find_a_plane_again():
         for name, method in methods.items():
             found = method(operator.forward(plane)[0, 0])
             assert found.shape == (96, 128)
-            np.testing.assert_allclose(found[12:-12, 12:-12], plane[0, 0, 12:-12, 12:-12], atol=0.02, err_msg=name)
+            np.testing.assert_allclose(found[12:-12, 12:-12], plane[0, 0, 12:-12, 12:-12], err_msg=name,
+                                       atol=0.04 if name == "Gaussian" else 0.002)  # at an edge it sees one side alone
