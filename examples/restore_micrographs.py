@@ -10,11 +10,11 @@ test sections, their pixels taken together two by two as there, are measured in 
 rows that the scan lost and specks of dust; and coarse, each square of 2×2 pixels as its mean. The network is
 convolutional, so that a whole section is restored in one piece: there are no seams.
 
-Every sample is a section that could have been there, with details that nobody measured. Their mean is nearer to the
-truth, and smoother; where they differ (their spread), do not believe them. Beside them stand, for gaps, linear
-interpolation between rows and, with scikit-image, a Gaussian mean of what was measured nearby and the biharmonic
-equation; for coarse sections bicubic interpolation, and Lanczos' made to fit what was measured. All go through the
-segmentation network of segment_mitochondria.py.
+Every sample shows details that nobody measured but that could have been there; in gaps it lacks the grain of real
+sections. The samples' mean is nearer to the truth, and smoother; where they differ (their spread), do not believe them.
+Beside them stand, for gaps, linear interpolation between rows and, with scikit-image, a Gaussian mean of what was
+measured nearby and the biharmonic equation; for coarse sections bicubic interpolation, and Lanczos' made to fit what
+was measured. All go through the segmentation network of segment_mitochondria.py.
 
 Written to --out: metrics.json, close-ups.png (where the spread is white from a standard deviation of 64 grey levels
 on), gaps.png and coarse.png (a whole section, measured, restored as the samples' mean, and original, with the
