@@ -244,8 +244,11 @@ def curves_figure(scores):
     return figure
 
 
-def section_figure(sigma, pictures, masks, labelled):
-    """A whole section and a close-up of it: noisy, denoised and original, with what the segmentation finds in each."""
+def section_figure(pictures, labelled):
+    """A whole section and a close-up of it, three times, with what the segmentation finds in each.
+
+    pictures: {title: (picture (H, W), mitochondria found (2H, 2W), or None)}.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
 
@@ -254,11 +257,9 @@ def section_figure(sigma, pictures, masks, labelled):
     side = min(h, w) // 4
     corners = [(y, x) for y in range(0, h - side + 1, side // 4) for x in range(0, w - side + 1, side // 4)]
     y, x = max(corners, key=lambda c: labelled[c[0]:c[0] + side, c[1]:c[1] + side].sum())
-    for (name, picture), (whole, close) in zip(pictures.items(), figure.subplots(2, 3).T):
+    for (title, (picture, found)), (whole, close) in zip(pictures.items(), figure.subplots(2, 3).T):
         grey = np.rint((np.clip(picture, -1, 1) + 1) * 127.5).astype(np.uint8).repeat(2, 0).repeat(2, 1)
-        title = f"noisy, σ = {sigma} grey levels" if name == "noisy" else name
-        if name in masks:
-            found = masks[name]
+        if found is not None:
             title += f": IoU {segmentation_scores(found, labelled)['iou']:.2f}"
             grey = coloured(grey, [(labelled & found, FOUND), (labelled & ~found, MISSED),
                                    (found & ~labelled, INVENTED)], 0.35)
@@ -268,7 +269,7 @@ def section_figure(sigma, pictures, masks, labelled):
         close.imshow(grey[y:y + side, x:x + side], cmap="gray", vmin=0, vmax=255)
         for axes in (whole, close):
             axes.set_axis_off()
-    if masks:
+    if found is not None:
         figure.legend(handles=[Patch(color=np.array(c) / 255, label=text) for c, text in
                                ((FOUND, "found"), (MISSED, "missed"), (INVENTED, "invented"))],
                       loc="outside lower center", ncols=3, frameon=False)
@@ -284,7 +285,8 @@ def evaluate(model, network, train, test, labelled, args):
     save_figure(denoised_figure(results, test), args.out / "denoised.png")
     save_figure(methods_figure(model, results, test), args.out / "methods.png")
 
-    masks, sigma = {}, args.sigmas[len(args.sigmas) // 2]
+    sigma = args.sigmas[len(args.sigmas) // 2]
+    masks = None, None, None
     if network is not None:
         labelled = labelled[:, :2 * test.shape[2], :2 * test.shape[3]]
         found = {method: {sigma: segmented(network, pictures) for sigma, pictures in by_sigma.items()}
@@ -293,10 +295,10 @@ def evaluate(model, network, train, test, labelled, args):
         scores["iou"] = {method: {sigma: segmentation_scores(mask, labelled)["iou"] for sigma, mask in by_sigma.items()}
                          for method, by_sigma in found.items()}
         scores["iou"]["clean"] = segmentation_scores(clean, labelled)["iou"]
-        masks = {"noisy": found["noisy"][sigma][0], "denoised": found[NETWORK][sigma][0], "original": clean[0]}
-    pictures = {"noisy": results["noisy"][sigma][0, 0], "denoised": results[NETWORK][sigma][0, 0],
-                "original": test[0, 0]}
-    save_figure(section_figure(sigma, pictures, masks, labelled[0]), args.out / "section.png")
+        masks = found["noisy"][sigma][0], found[NETWORK][sigma][0], clean[0]
+    pictures = results["noisy"][sigma][0, 0], results[NETWORK][sigma][0, 0], test[0, 0]
+    titles = f"noisy, σ = {sigma} grey levels", "denoised", "original"
+    save_figure(section_figure(dict(zip(titles, zip(pictures, masks))), labelled[0]), args.out / "section.png")
     save_figure(curves_figure(scores), args.out / "curves.png")
 
     def draw(count, side):

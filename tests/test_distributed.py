@@ -188,7 +188,8 @@ def test_without_mpiexec_nothing_is_imported():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", ["train_diffusion", "train_classifier", "train_vae", "train_noise_level",
-                                     "segment_mitochondria", "denoise_micrographs", "guided_denoising"])
+                                     "segment_mitochondria", "denoise_micrographs", "guided_denoising",
+                                     "restore_micrographs"])
 def test_examples(example, tmp_path):
     """Two ranks measure what one process does, to the last figure."""
     found = []

@@ -87,7 +87,7 @@ def test_training_refuses_to_overwrite_or_to_mix_settings(whole):
 
 TRAININGS = ["train_diffusion", "train_classifier", "train_vae", "train_noise_level", "denoise_micrographs",
              "segment_mitochondria"]
-EXAMPLES = ["quickstart", "guided_denoising", *TRAININGS]
+EXAMPLES = ["quickstart", "guided_denoising", "restore_micrographs", *TRAININGS]
 WRONG = [  # of each of these examples: options that do not do, and what is said
     *((EXAMPLES, options, said) for options, said in [
         ("--out FILE", "--out: nothing can be written to .*file "), ("--out FILE/sub", "--out: nothing can be written"),
@@ -135,7 +135,12 @@ WRONG = [  # of each of these examples: options that do not do, and what is said
     *((["quickstart"], options, said) for options, said in [
         ("--level -1", "--level: must be 0 to 1023"), ("--image nowhere", "no picture at nowhere"),
         ("--model nowhere", "no checkpoint at nowhere")]),
-    (["quickstart", "guided_denoising"], "--model CLASSIFIER", "for another task: expected UNet.*got Classifier"),
+    *((["restore_micrographs"], options, said) for options, said in [
+        ("--samples 1", "--samples: must be at least 2"), ("--weight nan", "--weight: must be a number of at least 0"),
+        ("--steps 1025", "--steps: must be 1 to 1024"), ("--segmenter nowhere", "nowhere"),
+        ("--model DIFFUSION", "for another task"), ("--resume", "no checkpoint at")]),
+    (["quickstart", "guided_denoising", "restore_micrographs"], "--model CLASSIFIER",
+     "for another task: expected UNet.*got Classifier"),
     (["quickstart", "guided_denoising"], "--model SSTEM", "for another task"),
 ]
 
