@@ -24,7 +24,10 @@ def told_plainly(kind, error, traceback):
 sys.excepthook = told_plainly  # before the imports, which take a second
 
 import npdiffusion  # noqa: E402 - first: it chooses NumPy's BLAS kernels
+import numpy as np  # noqa: E402
+
 from npdiffusion import Tensor  # noqa: E402
+from npdiffusion.data import PictureFolder, load_digits  # noqa: E402
 from npdiffusion.distributed import broadcast, own_gpu  # noqa: E402
 from npdiffusion.files import atomic_write  # noqa: E402
 from npdiffusion.models import load_model, pretrained  # noqa: E402
@@ -75,6 +78,14 @@ def parser_for(doc, name, data=("mnist", "synthetic"), trains=True):
     return parser
 
 
+def add_pictures(parser):
+    """The options of trainings on pictures of one's own: --images, --size and --grey."""
+    parser.add_argument("--images", type=Path, help="train on the pictures in this folder, of any size and colour, "
+                                                    "instead of --data; its subfolders are classes")
+    parser.add_argument("--size", type=int, choices=[32, 64, 128], default=32, help="side to which they are brought")
+    parser.add_argument("--grey", action="store_true", help="turn them grey")
+
+
 def add_common(parser, name):
     """The options --out, --seed and --device."""
     def device(name):
@@ -92,11 +103,21 @@ def add_common(parser, name):
 def parse(parser, presets=None):
     """The arguments, where those not given take the value that ``presets[preset]`` ({option: value}) has for them.
 
+    With --size (see ``add_pictures``) the presets are for 32×32 pixels: larger pictures get a level more for each
+    doubling, so that three levels always end at 8×8, and there are fewer of them in a batch and in a test.
     Seeds the library's generator with --seed, too, and makes sure that --out can be written to.
     """
     if presets:
-        parser.set_defaults(**presets[parser.parse_known_args()[0].preset])
+        given = parser.parse_known_args()[0]
+        preset = dict(presets[given.preset])
+        if doublings := {64: 1, 128: 2}.get(getattr(given, "size", 32)):
+            preset["channels"] = preset["channels"] + preset["channels"][-1:] * doublings
+            for key in preset.keys() & {"batch_size", "test", "pictures"}:
+                preset[key] = min(preset[key], max(8, preset[key] // 4**doublings))
+        parser.set_defaults(**preset)
     args = parser.parse_args()
+    if "grey" in args and not args.images and (args.grey or args.size != 32):
+        parser.error("arguments --size and --grey: they are for pictures of your own, so give --images, too")
     try:
         broadcast(lambda: check_writable(args.out))
     except OSError as error:
@@ -130,6 +151,21 @@ def load_network(path, name, kind, **config):
                          for cls, settings in ((kind, config), (type(model), model.config)))
         raise ValueError(f"{path or name} holds a network for another task: expected {expected}, got {got}")
     return model
+
+
+def load_examples(args, split="train"):
+    """The ``PictureFolder`` of --images, or the digits behind --data."""
+    if not args.images:
+        return load_digits(args.data, split)
+    folder = PictureFolder(args.images, args.size, split, args.grey)
+    if split == "train":
+        print(*folder.said, sep="\n")
+    return folder
+
+
+def some(dataset, count):
+    """That many pictures of a dataset, at most all, drawn always alike: (N, C, H, W)."""
+    return dataset[np.random.default_rng(0).permutation(len(dataset))[:count]][0]
 
 
 def settings_of(args):

@@ -2,8 +2,11 @@
 
     python examples/quickstart.py
     python examples/quickstart.py --image my_digit.png      # and a picture of your own, any size, grey or colour
+    python examples/quickstart.py --model runs/diffusion/model.safetensors --images my_pictures --image one.jpg
 
-Uses the network that comes with the package (trained by examples/train_diffusion.py on MNIST). Figures go to --out.
+Uses the network that comes with the package (trained by examples/train_diffusion.py on MNIST), or one that the same
+script has trained on your pictures; those of --images that were kept for testing are then cleaned instead of digits.
+Figures go to --out.
 """
 
 import argparse
@@ -11,43 +14,49 @@ import math
 import time
 from pathlib import Path
 
-from command_line import add_common, integer, load_network, parse
+from command_line import add_common, integer, load_network, parse, some
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
 
-from npdiffusion.data import DataNotFoundError, load_digits, load_picture
+from npdiffusion.data import DataNotFoundError, PictureFolder, load_digits, load_picture, load_square, noise_sigma
 from npdiffusion.diffusion import DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
-from npdiffusion.models import UNet, pretrained
+from npdiffusion.models import NoiseLevelNet, UNet
 
 LEVELS = (100, 200, 300, 400, 500, 600)
+DRAWN = 256 * 32 * 32  # pixels that are drawn at a time: memory grows with them
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", type=Path, help="a picture of a digit to clean")
+    parser.add_argument("--image", type=Path, help="a picture to clean: a digit, or what the network was trained on")
     parser.add_argument("--level", type=integer(0, 1023), help="noise level of --image, 0 to 1023 (default: estimated)")
-    parser.add_argument("--data", default="mnist", choices=["mnist", "synthetic"], help="digits to clean")
-    parser.add_argument("--model", type=Path, help="weights to use instead of the package's own")
+    parser.add_argument("--data", default="mnist", choices=["mnist", "fashion-mnist", "synthetic"],
+                        help="digits to clean")
+    parser.add_argument("--model", type=Path, help="weights of examples/train_diffusion.py to use instead of the "
+                                                   "package's own")
+    parser.add_argument("--images", type=Path, help="folder of pictures to clean, for --model's network")
+    parser.add_argument("--noise-level", type=Path, help="weights that examples/train_noise_level.py has trained")
     add_common(parser, "quickstart")
     return parse(parser)
 
 
-def draw_digits(model, out):
-    """New digits 0 to 9, one class a column, from pure noise and guided by their class; returns the pictures."""
-    rows = 6
-    digits = generate(model, DPMSolverMultistepScheduler(use_lu_lambdas=True), (10 * rows, 1, 32, 32),
-                      labels=np.tile(np.arange(10), rows), guidance_scale=2.0, num_inference_steps=10, progress=True)
-    digits = npdiffusion.to_device(digits, "cpu")
-    figure = picture_rows(digits.reshape(rows, 10, 1, 32, 32), [""] * rows, [str(i) for i in range(10)])
-    save_figure(figure, out / "generated.png")
-    return digits
+def draw(model, size, rows, **options):
+    """New pictures from pure noise, (rows, columns, C, size, size); the network's classes, up to ten, one a column."""
+    columns, batch = min(model.num_classes or 10, 10), max(1, DRAWN // size**2)
+    labels, drawn = np.tile(np.arange(columns), rows), []
+    for i in range(0, len(labels), batch):
+        part = labels[i:i + batch]
+        drawn.append(generate(model, DPMSolverMultistepScheduler(use_lu_lambdas=True),
+                              (len(part), model.config["in_channels"], size, size), part if model.num_classes else None,
+                              num_inference_steps=10, **options))
+    return np.concatenate([npdiffusion.to_device(x, "cpu") for x in drawn]).reshape(rows, columns, -1, size, size)
 
 
-def clean_digits(model, scheduler, originals, rng, out):
-    """Noisy, denoised and original digits at several levels; prints the PSNR over all of them."""
+def clean(model, scheduler, originals, rng, path):
+    """Noisy, denoised and original pictures at several levels; prints the PSNR over all of them."""
     shown, rows, titles = 2, [[], [], [], []], []
     print("level   PSNR of noisy   least error (one-shot)   sharpest (DPM-Solver++, 8 steps)")
     for t in LEVELS:
@@ -61,15 +70,28 @@ def clean_digits(model, scheduler, originals, rng, out):
         titles.append(f"t = {t}, {values[1]:.1f} dB")
         for row, pictures in zip(rows, (seen.clip(-1, 1), smooth, sharp, originals)):
             row.extend(pictures[:shown])
-        originals = np.roll(originals, -shown, axis=0)  # other digits at the next level
+        originals = np.roll(originals, -shown, axis=0)  # others at the next level
     labels = ["noisy", "denoised, one-shot", "denoised, DPM-Solver++", "original"]
-    save_figure(picture_rows(rows, labels, titles, group=shown), out / "denoised.png")
+    save_figure(picture_rows(rows, labels, titles, group=shown, cell=cell(originals)), path)
 
 
-def clean_picture(model, scheduler, picture, level, out):
+def cell(pictures):
+    """Width in inches at which pictures of that size are shown."""
+    return 0.62 * math.sqrt(pictures.shape[-1] / 32)
+
+
+def estimate_level(picture, scheduler, network):
+    """The level t of the noise in a picture (1, C, H, W): the network's, or from the picture's finest detail."""
+    if network is not None:
+        return int(network.timesteps(picture, scheduler).clip(20, 600)[0])
+    sigma = np.mean([noise_sigma(channel) for channel in picture[0]])
+    return int(scheduler.sigma_to_t(sigma.clip(scheduler.sigmas[0], scheduler.sigmas[-1])))
+
+
+def clean_picture(model, scheduler, picture, level, noise_level, out):
     """The user's picture beside its denoised version."""
     if level is None:
-        level = int(pretrained("mnist-noise-level").timesteps(picture, scheduler).clip(20, 600)[0])
+        level = estimate_level(picture, scheduler, noise_level)
         print(f"noise estimated at σ = {scheduler.sigmas[level]:.2f} of a range of 2, which is level t = {level}; "
               "--level sets another")
     sigma = scheduler.sigmas[level]  # the picture is on its own scale
@@ -83,24 +105,49 @@ def main():
     args = arguments()
     start = time.perf_counter()
     rng = npdiffusion.default_generator()  # which --seed has seeded
-    model = load_network(args.model, "mnist-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=10)
-    model.to(args.device)
-    picture, done = load_picture(args.image) if args.image else (None, [])
-    scheduler = DDPMScheduler()
+    model = load_network(args.model, "mnist-ddpm", UNet, time=True).to(args.device)
+    scheduler, channels, classes = DDPMScheduler(), model.config["in_channels"], model.num_classes
+    size = model.config["sample_size"] or 32  # the package's own network, the first there was, does not say it
+    digits = (channels, size, classes) == (1, 32, 10)
+    if not digits and model.config["sample_size"] is None:  # nor do those that go with another scheduler
+        raise ValueError(f"{args.model} holds a network for another task: its config has no sample_size, which "
+                         "examples/train_diffusion.py writes")
+    digits = digits and not args.images
+    what = "digits" if digits else "pictures"
+    folder = picture = noise_level = None
+    if args.image and digits:
+        picture, done = load_picture(args.image)
+    elif args.image:
+        picture, done = load_square(args.image, size, channels), [f"its middle, at {size}×{size}"]
+    if args.image and (digits or args.noise_level):
+        noise_level = load_network(args.noise_level, "mnist-noise-level", NoiseLevelNet, in_channels=channels)
+    if args.images:
+        folder = PictureFolder(args.images, size, "test", grey=channels == 1)
+        if folder.shape[0] != channels:
+            raise ValueError(f"{args.images} holds grey pictures alone, the network takes {channels} channels")
 
-    print("Drawing 60 new digits from pure noise: 10 steps of DPM-Solver++")
-    drawn = draw_digits(model, args.out)
-    figures = ["generated.png", "denoised.png"]
+    print(f"Drawing new {what} from pure noise: 10 steps of DPM-Solver++")
+    drawn = draw(model, size, rows=6, guidance_scale=2.0, progress=True)
+    known = folder is not None and len(folder.classes) == classes
+    names = [] if classes is None else folder.classes if known else [str(i) for i in range(classes)]
+    figure = picture_rows(drawn, [""] * len(drawn), [name[:9] for name in names[:10]], cell=cell(drawn))
+    save_figure(figure, args.out / "generated.png")
+    figures, count = ["generated.png", "denoised.png"], max(12, 64 * 32**2 // size**2)
     try:
-        originals = load_digits(args.data, "test").images[:64]
-        print(f"Cleaning {len(originals)} test digits ({args.data}) at {len(LEVELS)} noise levels")
+        if folder:
+            originals = some(folder, count)
+        elif digits:
+            originals = load_digits(args.data, "test").images[:count]
+        else:
+            raise DataNotFoundError("No pictures to clean: --images names a folder of them")
+        print(f"Cleaning {len(originals)} test {what} ({args.images or args.data}) at {len(LEVELS)} noise levels")
     except DataNotFoundError as error:
-        originals = drawn
-        print(f"{error}\nSo: cleaning digits that the network itself has drawn, at {len(LEVELS)} noise levels")
-    clean_digits(model, scheduler, originals, rng, args.out)
+        originals = drawn.reshape(-1, channels, size, size)[:count]
+        print(f"{error}\nSo: cleaning {what} that the network itself has drawn, at {len(LEVELS)} noise levels")
+    clean(model, scheduler, originals, rng, args.out / "denoised.png")
     if args.image:
         print(f"{args.image}: " + "; ".join(done))
-        clean_picture(model, scheduler, picture, args.level, args.out)
+        clean_picture(model, scheduler, picture, args.level, noise_level, args.out)
         figures.append("yours.png")
     print(f"\nFigures, after {time.perf_counter() - start:.0f} s:")
     for name in figures:

@@ -3,6 +3,7 @@
     python examples/train_classifier.py                     # minutes on 2 cores, into runs/classifier
     python examples/train_classifier.py --resume
     python examples/train_classifier.py --preset smoke --data synthetic
+    python examples/train_classifier.py --data fashion-mnist --out runs/clothes
 
 It learns from digits turned, scaled, sheared and moved a little (cross-entropy with smoothed labels; Szegedy et al.
 2016, sec. 7), and is tested on the test set as it is. Written to --out: metrics.json, mistakes.png (digits it takes for
@@ -27,7 +28,7 @@ PRESETS = {"smoke": dict(steps=20, batch_size=32, channels=[8, 16], test=200),
 
 
 def arguments():
-    parser = parser_for(__doc__, "classifier")
+    parser = parser_for(__doc__, "classifier", ("mnist", "fashion-mnist", "synthetic"))
     parser.add_argument("--lr", type=above_0, default=2e-3)
     parser.add_argument("--test", type=integer(1), help="number of test digits")
     return parse(parser, PRESETS)

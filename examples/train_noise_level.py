@@ -1,25 +1,29 @@
-"""Train the network that tells how noisy a digit is, and measure what its mistakes cost the denoiser.
+"""Train the network that tells how noisy a picture is, and measure what its mistakes cost the denoiser.
 
     python examples/train_noise_level.py                    # minutes on 2 cores, into runs/noise_level
     python examples/train_noise_level.py --resume
     python examples/train_noise_level.py --preset smoke --data synthetic
+    python examples/train_noise_level.py --images my_pictures --size 64 --model runs/diffusion/model.safetensors
 
 The network predicts log-SNR with its uncertainty; t follows from the schedule. Beside it stand estimates that are told
-the clean picture where it is known to be background, or everywhere (the oracle): no estimate can have a smaller mean
-absolute error than the oracle's posterior median. Written to --out: metrics.json, levels.png (predicted against true
-t), wrong_levels.png (PSNR over true and assumed t), model.safetensors, checkpoint.safetensors, log.csv and loss.png.
+the clean picture where a digit's is known to be background, or everywhere (the oracle): no estimate can have a smaller
+mean absolute error than the oracle's posterior median. With --images the denoiser is --model; without one, nothing is
+denoised. Written to --out: metrics.json, levels.png (predicted against true t), wrong_levels.png (PSNR over true and
+assumed t), model.safetensors, checkpoint.safetensors, log.csv and loss.png.
 """
 
-from command_line import above_0, integer, parse, parser_for, settings_of, write_metrics
+from pathlib import Path
+
+from command_line import (above_0, add_pictures, integer, load_examples, load_network, parse, parser_for,
+                          settings_of, some, write_metrics)
 
 import numpy as np
 
 from npdiffusion import Tensor
-from npdiffusion.data import load_digits
 from npdiffusion.diffusion import DDPMScheduler, denoise
 from npdiffusion.figures import save_figure
 from npdiffusion.metrics import psnr
-from npdiffusion.models import NoiseLevelNet, laplace_nll, pretrained
+from npdiffusion.models import NoiseLevelNet, UNet, laplace_nll, pretrained
 from npdiffusion.training import Training
 
 LEVELS = (100, 200, 300, 400, 500, 600)
@@ -31,9 +35,11 @@ PRESETS = {"smoke": dict(steps=20, batch_size=16, channels=[8, 16], test=200, pi
 
 def arguments():
     parser = parser_for(__doc__, "noise_level")
+    add_pictures(parser)
+    parser.add_argument("--model", type=Path, help="weights of the denoiser (default: the package's own, of digits)")
     parser.add_argument("--lr", type=above_0, default=3e-3)
-    parser.add_argument("--test", type=integer(8), help="number of test digits whose level is estimated")
-    parser.add_argument("--pictures", type=integer(1), help="number of test digits denoised at each level")
+    parser.add_argument("--test", type=integer(8), help="number of test pictures whose level is estimated")
+    parser.add_argument("--pictures", type=integer(1), help="number of test pictures denoised at each level")
     parser.add_argument("--grid", type=integer(2), help="levels along each side of the map of wrong levels")
     return parse(parser, PRESETS)
 
@@ -41,7 +47,7 @@ def arguments():
 def estimate_from_known(scheduler, noisy, clean, known=True):
     """t from the pixels whose clean value x_0 is known: x_t ~ N(√ᾱ_t x_0, 1 − ᾱ_t), every t as likely as another.
 
-    noisy (N, 1, H, W); clean broadcasts to it, as does the mask ``known``. Returns the maximum-likelihood estimate and
+    noisy (N, C, H, W); clean broadcasts to it, as does the mask ``known``. Returns the maximum-likelihood estimate and
     the posterior median, which has the least mean absolute error of all that see only these pixels; both (N,).
     """
     alpha_bar = scheduler.alphas_cumprod
@@ -58,10 +64,14 @@ def estimate_from_known(scheduler, noisy, clean, known=True):
 def errors(scheduler, estimate, t):
     """Mean absolute errors in steps, overall, for t ≤ 384 and by bins of 128; and in log-SNR."""
     error, log_snr = np.abs(estimate - t), -2 * np.log(scheduler.sigmas)
-    return {"mae": float(error.mean()), "mae_t_le_384": float(error[t <= 384].mean()),
-            "mae_by_bin": {f"{128 * i}-{128 * i + 127}": float(error[t // 128 == i].mean()) for i in range(8)},
-            "mae_log_snr": float(np.abs(log_snr[estimate] - log_snr[t]).mean()),
-            "mae_log_snr_t_le_384": float(np.abs(log_snr[estimate] - log_snr[t])[t <= 384].mean())}
+    error_log_snr = np.abs(log_snr[estimate] - log_snr[t])
+
+    def mean(errors):  # of few pictures, none may have such a level
+        return float(errors.mean()) if len(errors) else None
+
+    return {"mae": mean(error), "mae_t_le_384": mean(error[t <= 384]),
+            "mae_by_bin": {f"{128 * i}-{128 * i + 127}": mean(error[t // 128 == i]) for i in range(8)},
+            "mae_log_snr": mean(error_log_snr), "mae_log_snr_t_le_384": mean(error_log_snr[t <= 384])}
 
 
 def noisy_pictures(scheduler, images, t):
@@ -100,7 +110,7 @@ def levels_figure(t, estimates):
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     levels = np.linspace(0, 1023, 33)
-    left.scatter(t, estimates["network"], s=3, alpha=0.35, lw=0, color="C0", label="network, a dot for each digit")
+    left.scatter(t, estimates["network"], s=3, alpha=0.35, lw=0, color="C0", label="network, a dot for each picture")
     low, high = spread(t, estimates["oracle"], levels)
     left.plot(levels, low, color="C3", lw=1.2, label="90 % of the oracle's estimates: it knows $x_0$")
     left.plot(levels, high, color="C3", lw=1.2)
@@ -146,56 +156,70 @@ def wrong_levels_figure(levels, values, between):
     return figure
 
 
-def evaluate(model, scheduler, digits, test, pictures, grid, out):
-    """Measure the network on the test digits, write the figures; returns what goes into metrics.json."""
-    denoiser, log_snr = pretrained("mnist-ddpm").to(model.device), -2 * np.log(scheduler.sigmas)
+def evaluate(model, scheduler, test, known, out):
+    """Measure the network on the test pictures, and the estimates from what is ``known``; writes levels.png.
+
+    known: {name: (clean, mask)} as ``estimate_from_known`` takes them. Returns what goes into metrics.json, then the
+    true levels and the network's.
+    """
+    log_snr = -2 * np.log(scheduler.sigmas)
     t = np.random.default_rng(1).permutation(np.arange(len(test)) * scheduler.num_train_timesteps // len(test))
     noisy = noisy_pictures(scheduler, test, t)  # levels spread evenly over the schedule
-
-    border = np.pad(np.zeros((28, 28), bool), 2, constant_values=True)
-    blank = (digits.images > -1).mean(0) < BLANK
-    known = {"border pixels": (-1.0, border), "blank pixels": (-1.0, blank), "oracle": (test, True)}
     baselines = {name: estimate_from_known(scheduler, noisy, *what) for name, what in known.items()}
     found, (median, b) = model.timesteps(noisy, scheduler), model.log_snr(noisy)
     off = np.abs(log_snr[t] - median) / b  # of a Laplace distribution, half is below log 2 and 90 % below log 10
     save_figure(levels_figure(t, {**{name: both[1] for name, both in baselines.items()}, "network": found}),
                 out / "levels.png")
-
-    levels = np.linspace(20, 700, grid).round()
-    values = wrong_levels(denoiser, scheduler, test[:min(pictures, 50)], levels)
-    save_figure(wrong_levels_figure(levels, values, spread(t, found, levels)), out / "wrong_levels.png")
-
-    true, lost = psnr_loss(denoiser, scheduler, model, test[:pictures])
-    return {**errors(scheduler, found, t), "psnr_loss_db": lost, "psnr_db": true,
+    return {**errors(scheduler, found, t),
             "inside_50_percent": float((off < np.log(2)).mean()),
             "inside_90_percent": float((off < np.log(10)).mean()),
-            "baselines": {name: {"known_pixels": int(np.broadcast_to(known[name][1], (1, 32, 32)).sum()),
+            "baselines": {name: {"known_pixels": int(np.broadcast_to(known[name][1], test.shape[1:]).sum()),
                                  "maximum_likelihood": errors(scheduler, both[0], t),
                                  "posterior_median": errors(scheduler, both[1], t)}
-                          for name, both in baselines.items()}}
+                          for name, both in baselines.items()}}, t, found
 
 
 def main():
     args = arguments()
     scheduler = DDPMScheduler()
-    digits, test = load_digits(args.data, "train"), load_digits(args.data, "test").images[:args.test]
-    model = NoiseLevelNet(channels=args.channels).to(args.device)
-    run = Training(model, len(digits), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr)
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(digits)} digits")
+    pictures, test = load_examples(args), load_examples(args, "test")
+    _, channels, size, _ = test[:1][0].shape
+    classes = pictures.classes if args.images else list(range(10))
+    denoiser, sides = None, {"sample_size": size} if args.images else {}
+    if args.model:
+        denoiser = load_network(args.model, None, UNet, in_channels=channels, out_channels=channels, time=True, **sides)
+    model = NoiseLevelNet(channels, args.channels).to(args.device)
+    run = Training(model, len(pictures), settings_of(args) | {"classes": classes}, steps=args.steps,
+                   batch_size=args.batch_size, lr=args.lr)
+    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(pictures)} pictures")
 
     def batch(index):
         t = run.rng.integers(0, scheduler.num_train_timesteps, len(index))
-        return digits.images[index], t, -2 * np.log(scheduler.sigmas[t])
+        return pictures[index][0], t, -2 * np.log(scheduler.sigmas[t])
 
     def loss(x0, t, log_snr):
         noisy = scheduler.add_noise(x0, run.device_rng.standard_normal(x0.shape, dtype=np.float32), t)
         return laplace_nll(model(Tensor(noisy)), log_snr)
 
     run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
-            save_minutes=args.save_minutes, title="noise level of digits")
+            save_minutes=args.save_minutes, title="noise level")
+
+    if args.images:
+        test, known = some(test, args.test), {}
+    else:
+        denoiser = denoiser or pretrained("mnist-ddpm")
+        test = test.images[:args.test]
+        border = np.pad(np.zeros((28, 28), bool), 2, constant_values=True)
+        known = {"border pixels": (-1.0, border), "blank pixels": (-1.0, (pictures.images > -1).mean(0) < BLANK)}
     with run.averaged():
-        metrics = evaluate(model, scheduler, digits, test, args.pictures, args.grid, args.out)
-    write_metrics(args.out, {**metrics, "test_digits": len(test), "minutes": run.seconds / 60})
+        metrics, t, found = evaluate(model, scheduler, test, known | {"oracle": (test, True)}, args.out)
+        if denoiser:
+            denoiser.to(model.device)
+            levels = np.linspace(20, 700, args.grid).round()
+            values = wrong_levels(denoiser, scheduler, test[:min(args.pictures, 50)], levels)
+            save_figure(wrong_levels_figure(levels, values, spread(t, found, levels)), args.out / "wrong_levels.png")
+            metrics["psnr_db"], metrics["psnr_loss_db"] = psnr_loss(denoiser, scheduler, model, test[:args.pictures])
+    write_metrics(args.out, {**metrics, "test_pictures": len(test), "minutes": run.seconds / 60})
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ from .files import atomic_write
 
 
 def picture_rows(rows, row_labels, column_labels=(), group=None, cell=0.62, fontsize=9):
-    """A matplotlib Figure of grey pictures in rows; ``figure.axes`` are the pictures, row by row.
+    """A matplotlib Figure of pictures, grey or RGB, in rows; ``figure.axes`` are the pictures, row by row.
 
-    rows: one array (columns, 1, H, W) in [−1, 1] for each row. row_labels: a text for each, written on its left.
+    rows: one array (columns, 1 or 3, H, W) in [−1, 1] for each row. row_labels: a text for each, written on its left.
     column_labels: a text for each column, or for each group of columns, written above it.
     group: columns in a group; groups are set apart. None: no groups. cell: width of a picture in inches.
     """
-    if any(np.asarray(row).dtype.kind != "f" for row in rows):
-        raise ValueError("picture_rows expects floating-point pictures in [-1, 1]: scale uint8 by x / 127.5 - 1")
+    if any(np.asarray(row).dtype.kind != "f" or np.shape(row)[1] not in (1, 3) for row in rows):
+        raise ValueError("picture_rows expects floating-point pictures of 1 or 3 channels in [-1, 1]: scale uint8 by "
+                         "x / 127.5 - 1")
     pitch, gap = 1.03 * cell, 0.18 * cell if group else 0  # from picture to picture; and between groups
     group, column = group or 1, np.arange(len(rows[0]))
     margin = 0.075 * fontsize / 9 * max(map(len, row_labels)) + 0.1
@@ -27,7 +28,8 @@ def picture_rows(rows, row_labels, column_labels=(), group=None, cell=0.62, font
                     fontsize=fontsize)
         for left, picture in zip(lefts, pictures):
             axes = figure.add_axes((left / width, bottom / height, cell / width, cell / height))
-            axes.imshow(picture[0], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+            shown = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0).clip(-1, 1) / 2 + 0.5
+            axes.imshow(shown, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
             axes.set_axis_off()
     for left, label in zip(lefts[::group], column_labels):
         figure.text((left + group * pitch / 2) / width, 1 - 0.08 / height, label, ha="center", va="top",

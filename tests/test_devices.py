@@ -621,8 +621,9 @@ def example(cupy, monkeypatch, tmp_path):
                    "load_micrographs": lambda data: [SyntheticMicrographs(1, (224, 224))] * 2, **changes}
         if hasattr(module, "SCHEDULER"):  # which keeps arrays on the GPU, of this CuPy
             instead["SCHEDULER"] = module.SCHEDULER.from_config(module.SCHEDULER.config)
-        for function in instead.keys() & vars(module).keys():
-            monkeypatch.setattr(module, function, instead[function])
+        for place in map(importlib.import_module, (name, "command_line", "quickstart")):
+            for function in instead.keys() & vars(place).keys():
+                monkeypatch.setattr(place, function, instead[function])
         module.main()
         return sorted(path.name for path in tmp_path.iterdir())
 

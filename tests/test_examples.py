@@ -142,6 +142,11 @@ WRONG = [  # of each of these examples: options that do not do, and what is said
     (["quickstart", "guided_denoising", "restore_micrographs"], "--model CLASSIFIER",
      "for another task: expected UNet.*got Classifier"),
     (["quickstart", "guided_denoising"], "--model SSTEM", "for another task"),
+    (["quickstart"], "--model SEGMENTER", "for another task: expected UNet.*time=True"),
+    (["train_diffusion", "train_noise_level"], "--size 48", "--size: invalid choice: 48"),
+    (["train_diffusion", "train_noise_level"], "--size 64", "give --images, too"),
+    (["quickstart", "train_diffusion", "train_noise_level"], "--images nowhere", "nowhere is no folder"),
+    (["train_noise_level"], "--model CLASSIFIER", "for another task: expected UNet.*got Classifier"),
 ]
 
 
@@ -152,11 +157,13 @@ def test_wrong_options_end_in_one_line_before_any_work(monkeypatch, capsys, tmp_
     module = importlib.import_module(script)
     for name, stand_in in {"load_digits": lambda data, split: SyntheticDigits(300), "generate": None, "denoise": None,
                            "load_micrographs": lambda data: 2 * [SyntheticMicrographs(1, (320, 320))]}.items():
-        monkeypatch.setattr(module, name, stand_in, raising=False)
+        for place in (module, importlib.import_module("command_line")):
+            monkeypatch.setattr(place, name, stand_in, raising=False)
     monkeypatch.setattr(Training, "fit", None)
     (tmp_path / "file").write_text("in the way")
     places = {"FILE": str(tmp_path / "file"), "CLASSIFIER": str(OWN / "mnist-classifier.safetensors"),
-              "DIFFUSION": str(OWN / "mnist-ddpm.safetensors"), "SSTEM": str(THEIRS / "sstem-ddpm.safetensors")}
+              "DIFFUSION": str(OWN / "mnist-ddpm.safetensors"), "SSTEM": str(THEIRS / "sstem-ddpm.safetensors"),
+              "SEGMENTER": str(THEIRS / "sstem-mitochondria.safetensors")}
     for name, place in places.items():
         options = options.replace(name, place)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--out", str(tmp_path / "out"), *options.split()])

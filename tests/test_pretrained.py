@@ -104,9 +104,10 @@ UNET2D_DEFAULTS = [(key, entry) for key, entry in CONFIG.items() if entry is not
 
 
 @pytest.mark.parametrize("model, config", [
-    (lambda: UNet(I(1), I(2), np.array([32, 64], np.uint8), I(1), np.array([1]), np.True_, I(3), np.float32(0.25)),
+    (lambda: UNet(I(1), I(2), np.array([32, 64], np.uint8), I(1), np.array([1]), np.True_, I(3), np.float32(0.25),
+                  I(64)),
      dict(in_channels=1, out_channels=2, channels=(32, 64), blocks=1, attention=(1,), time=True, num_classes=3,
-          dropout=0.25)),
+          dropout=0.25, sample_size=64)),
     (lambda: VAE(I(3), np.array([8, 16]), I(8), I(1), I(32)),
      dict(latent=3, channels=(8, 16), hidden=8, in_channels=1, size=32)),
     (lambda: Classifier(I(3), I(1), np.array([8, 16]), F(0.5)),
@@ -127,7 +128,7 @@ def test_networks_built_with_numpy_s_numbers_survive_a_file(tmp_path, model, con
 
 @pytest.mark.parametrize("kind, config", [
     (UNet, dict(in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
-                num_classes=None, dropout=0.0)),
+                num_classes=None, dropout=0.0, sample_size=None)),
     (VAE, dict(latent=20, channels=(32, 64), hidden=256, in_channels=1, size=32)),
     (Classifier, dict(num_classes=10, in_channels=1, channels=(32, 64, 128), dropout=0.0)),
     (NoiseLevelNet, dict(in_channels=1, channels=(16, 32, 64), hidden=64))])

@@ -59,6 +59,7 @@ class UNet(nn.Module):
         num_classes: None, or K: the model then takes labels 0 … K − 1, and K for "no class", which classifier-free
             guidance needs (Ho & Salimans 2022).
         dropout: probability in the blocks.
+        sample_size: side of the pictures that it is trained on, for whoever draws with it; nothing here depends on it.
 
     Called as ``unet(x, t, labels)`` with x a Tensor (N, in_channels, H, W), H and W multiples of 2^(len(channels) − 1),
     t integers (N,) or one integer, labels integers (N,) or None (no class), both on the CPU or on x's device; returns a
@@ -66,13 +67,14 @@ class UNet(nn.Module):
     """
 
     def __init__(self, in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=1, attention=(), time=True,
-                 num_classes=None, dropout=0.0):
-        channels, in_channels, out_channels, blocks, num_classes = check_sizes(
+                 num_classes=None, dropout=0.0, sample_size=None):
+        channels, in_channels, out_channels, blocks, num_classes, sample_size = check_sizes(
             "UNet", channels, in_channels=in_channels, out_channels=out_channels, blocks=blocks,
-            num_classes=num_classes)
+            num_classes=num_classes, sample_size=sample_size)
         attention, time, dropout = tuple(map(operator.index, attention)), bool(time), float(dropout)
         self.config = dict(in_channels=in_channels, out_channels=out_channels, channels=channels, blocks=blocks,
-                           attention=attention, time=time, num_classes=num_classes, dropout=dropout)
+                           attention=attention, time=time, num_classes=num_classes, dropout=dropout,
+                           sample_size=sample_size)
         if any(not 0 <= i < len(channels) or channels[i] % HEAD for i in attention):
             raise ValueError(f"UNet: attention lists levels 0 to {len(channels) - 1} whose channels divide by {HEAD}, "
                              f"got {attention} with channels {channels}")
