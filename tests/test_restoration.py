@@ -152,7 +152,7 @@ def test_weights_get_no_gradients():
 
 @pytest.mark.parametrize("sigma", [0.0, 0.4])
 def test_the_loop_by_hand(sigma):
-    """Trailing levels, DDIM with η = 1, the weight √ᾱ_t; at the end clipped, or made to fit."""
+    """Trailing levels, DDIM with η = 1, the weight √ᾱ_t times w to 1; at the end clipped, or made to fit."""
     levels, y, operator = [], rng().standard_normal((2, 1, 2, 2)) / 2, AveragePool(2)
 
     class Watched(Curved):
@@ -170,7 +170,8 @@ def test_the_loop_by_hand(sigma):
     for t in scheduler.timesteps.tolist():
         output, g = restoration.guidance(model, scheduler, z, t, y, operator, sigma, np.array([1, 2, 1, 2]), 1.0)
         z = scheduler.step(output, t, z, noise=noise.standard_normal(z.shape), use_clipped_model_output=True)[0]
-        z = z + 0.7 * scheduler.alphas_cumprod[t]**0.5 * g
+        alpha_bar = scheduler.alphas_cumprod[t]
+        z = z + (alpha_bar + 0.7 * (1 - alpha_bar)) * alpha_bar**0.5 * g
     z = z.clip(-1, 1) if sigma else restoration.fitted(z, y, operator, 1.0)
     np.testing.assert_allclose(x.reshape(z.shape), z, rtol=1e-9, atol=1e-12)
 
@@ -221,7 +222,7 @@ def test_many_samples_have_the_posterior_s_mean_and_spread(prediction_type, oper
     x = (model.mean + np.linalg.cholesky(model.cov) @ rng.standard_normal(16)).reshape(1, 1, 4, 4)
     y = operator.forward(x)
     y += sigma * rng.standard_normal(y.shape)
-    samples = restore(model, scheduler, y, operator, sigma, num_samples=2000, generator=rng)
+    samples = restore(model, scheduler, y, operator, sigma, num_samples=2000, weight=1, generator=rng)
     assert samples.shape == (2000, 1, 1, 4, 4)
     mean, std = model.posterior(operator, y, sigma)
     error = samples.mean(0).ravel() - mean
