@@ -23,7 +23,7 @@ from npdiffusion.data import DataNotFoundError, PictureFolder, load_digits, load
 from npdiffusion.diffusion import DDPMScheduler, DPMSolverMultistepScheduler, denoise, generate
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
-from npdiffusion.models import NoiseLevelNet, UNet
+from npdiffusion.models import UNet, pretrained
 
 LEVELS = (100, 200, 300, 400, 500, 600)
 DRAWN = 256 * 32 * 32  # pixels that are drawn at a time: memory grows with them
@@ -38,7 +38,6 @@ def arguments():
     parser.add_argument("--model", type=Path, help="weights of examples/train_diffusion.py to use instead of the "
                                                    "package's own")
     parser.add_argument("--images", type=Path, help="folder of pictures to clean, for --model's network")
-    parser.add_argument("--noise-level", type=Path, help="weights that examples/train_noise_level.py has trained")
     add_common(parser, "quickstart")
     return parse(parser)
 
@@ -80,74 +79,78 @@ def cell(pictures):
     return 0.62 * math.sqrt(pictures.shape[-1] / 32)
 
 
-def estimate_level(picture, scheduler, network):
-    """The level t of the noise in a picture (1, C, H, W): the network's, or from the picture's finest detail."""
-    if network is not None:
-        return int(network.timesteps(picture, scheduler).clip(20, 600)[0])
-    sigma = np.mean([noise_sigma(channel) for channel in picture[0]])
-    return int(scheduler.sigma_to_t(sigma.clip(scheduler.sigmas[0], scheduler.sigmas[-1])))
-
-
-def clean_picture(model, scheduler, picture, level, noise_level, out):
-    """The user's picture beside its denoised version."""
-    if level is None:
-        level = estimate_level(picture, scheduler, noise_level)
-        print(f"noise estimated at σ = {scheduler.sigmas[level]:.2f} of a range of 2, which is level t = {level}; "
-              "--level sets another")
+def clean_picture(model, scheduler, picture, level, path):
+    """The user's picture on the left, beside its denoised versions."""
     sigma = scheduler.sigmas[level]  # the picture is on its own scale
     smooth = denoise(model, scheduler, picture, sigma=sigma)
     sharp = denoise(model, scheduler, picture, sigma=sigma, method="dpm")
-    titles = ["yours", "one-shot", "DPM-Solver++"]
-    save_figure(picture_rows([np.concatenate([picture, smooth, sharp])], [""], titles, cell=1.4), out / "yours.png")
+    save_figure(picture_rows([np.concatenate([picture, smooth, sharp])], [""], ["yours", "one-shot", "DPM-Solver++"],
+                             cell=1.4), path)
+
+
+def read_digit(path, scheduler):
+    """A picture made to look like MNIST's digits, and the level of its noise as a network sees it."""
+    picture, done = load_picture(path)
+    print(f"{path}: " + "; ".join(done))
+    return picture, int(pretrained("mnist-noise-level").timesteps(picture, scheduler).clip(20, 600)[0])
+
+
+def read_square(path, scheduler, channels, size):
+    """The middle of a picture, and the level of its noise by what is finest in it."""
+    picture = load_square(path, size, channels)
+    sigma = np.mean([noise_sigma(channel) for channel in picture[0]])
+    return picture, int(scheduler.sigma_to_t(sigma.clip(*scheduler.sigmas[[0, -1]])))
+
+
+def pictures_to_clean(args, channels, size, digits, count):
+    """Pictures to clean, and the names of their classes. DataNotFoundError if there are none."""
+    if args.images:
+        folder = PictureFolder(args.images, size, "test", grey=channels == 1)
+        if folder.shape[0] != channels:
+            raise ValueError(f"{args.images} holds grey pictures alone, the network takes {channels} channels")
+        return some(folder, count), folder.classes
+    if digits:
+        return load_digits(args.data, "test").images[:count], []
+    raise DataNotFoundError("No pictures to clean: --images names a folder of them")
 
 
 def main():
     args = arguments()
     start = time.perf_counter()
-    rng = npdiffusion.default_generator()  # which --seed has seeded
+    rng, scheduler = npdiffusion.default_generator(), DDPMScheduler()  # --seed has seeded it
     model = load_network(args.model, "mnist-ddpm", UNet, time=True).to(args.device)
-    scheduler, channels, classes = DDPMScheduler(), model.config["in_channels"], model.num_classes
-    size = model.config["sample_size"] or 32  # the package's own network, the first there was, does not say it
-    digits = (channels, size, classes) == (1, 32, 10)
-    if not digits and model.config["sample_size"] is None:  # nor do those that go with another scheduler
+    channels, classes, size = model.config["in_channels"], model.num_classes, model.config["sample_size"]
+    digits = (channels, classes, size or 32) == (1, 10, 32)
+    if not size and not digits:  # who trained it may have had another scheduler
         raise ValueError(f"{args.model} holds a network for another task: its config has no sample_size, which "
                          "examples/train_diffusion.py writes")
     digits = digits and not args.images
-    what = "digits" if digits else "pictures"
-    folder = picture = noise_level = None
-    if args.image and digits:
-        picture, done = load_picture(args.image)
-    elif args.image:
-        picture, done = load_square(args.image, size, channels), [f"its middle, at {size}×{size}"]
-    if args.image and (digits or args.noise_level):
-        noise_level = load_network(args.noise_level, "mnist-noise-level", NoiseLevelNet, in_channels=channels)
-    if args.images:
-        folder = PictureFolder(args.images, size, "test", grey=channels == 1)
-        if folder.shape[0] != channels:
-            raise ValueError(f"{args.images} holds grey pictures alone, the network takes {channels} channels")
+    size, what = size or 32, "digits" if digits else "pictures"
+    if args.image:
+        picture, level = (read_digit(args.image, scheduler) if digits else
+                          read_square(args.image, scheduler, channels, size))
+        if args.level is None:
+            print(f"noise estimated at σ = {scheduler.sigmas[level]:.2f} of a range of 2, which is level t = {level}; "
+                  "--level sets another")
+    count, names = max(12, 64 * 32**2 // size**2), []
+    try:
+        originals, names = pictures_to_clean(args, channels, size, digits, count)
+        from_where = f"{len(originals)} test {what} ({args.images or args.data})"
+    except DataNotFoundError as error:
+        print(error)
+        originals, from_where = None, f"{what} that the network itself has drawn"
 
     print(f"Drawing new {what} from pure noise: 10 steps of DPM-Solver++")
     drawn = draw(model, size, rows=6, guidance_scale=2.0, progress=True)
-    known = folder is not None and len(folder.classes) == classes
-    names = [] if classes is None else folder.classes if known else [str(i) for i in range(classes)]
-    figure = picture_rows(drawn, [""] * len(drawn), [name[:9] for name in names[:10]], cell=cell(drawn))
-    save_figure(figure, args.out / "generated.png")
-    figures, count = ["generated.png", "denoised.png"], max(12, 64 * 32**2 // size**2)
-    try:
-        if folder:
-            originals = some(folder, count)
-        elif digits:
-            originals = load_digits(args.data, "test").images[:count]
-        else:
-            raise DataNotFoundError("No pictures to clean: --images names a folder of them")
-        print(f"Cleaning {len(originals)} test {what} ({args.images or args.data}) at {len(LEVELS)} noise levels")
-    except DataNotFoundError as error:
-        originals = drawn.reshape(-1, channels, size, size)[:count]
-        print(f"{error}\nSo: cleaning {what} that the network itself has drawn, at {len(LEVELS)} noise levels")
-    clean(model, scheduler, originals, rng, args.out / "denoised.png")
+    names = names if len(names) == classes else map(str, range(classes or 0))
+    save_figure(picture_rows(drawn, [""] * len(drawn), [name[:9] for name in names][:10], cell=cell(drawn)),
+                args.out / "generated.png")
+    print(f"Cleaning {from_where}, at {len(LEVELS)} noise levels")
+    clean(model, scheduler, np.concatenate(drawn)[:count] if originals is None else originals, rng,
+          args.out / "denoised.png")
+    figures = ["generated.png", "denoised.png"]
     if args.image:
-        print(f"{args.image}: " + "; ".join(done))
-        clean_picture(model, scheduler, picture, args.level, noise_level, args.out)
+        clean_picture(model, scheduler, picture, level if args.level is None else args.level, args.out / "yours.png")
         figures.append("yours.png")
     print(f"\nFigures, after {time.perf_counter() - start:.0f} s:")
     for name in figures:
