@@ -177,13 +177,12 @@ def measure(task, model, judge, train, digits, args):
                        for name, pictures in others(y, operator, sigma, train, few=len(train) // 1000 + 20).items()}}
 
 
-def rows_of(task, model, images, args):
-    """Measured, three samples, mean, spread and original, each (N, 1, 32, 32)."""
-    operator, sigma, _ = TASKS[task]
-    y = measured(images, operator, sigma)
-    samples = samples_of(model, y, operator, sigma, args)
-    return [operator.pinv(y).clip(-1, 1) if task != "blur_noisy" else y.clip(-1, 1), *samples[:3], samples.mean(0),
-            2 * samples.std(0).clip(0, 1) - 1, images]
+def rows_figure(y, samples, images, **options):
+    """What was measured, three samples, their mean, spread (white: a standard deviation of 1) and the originals."""
+    spread = 2 * samples.std(0).clip(0, 1) - 1
+    rows = [y.clip(-1, 1), *samples[:3], samples.mean(0), spread, images]
+    labels = ["measured", *["sample"] * (len(rows) - 4), "mean", "spread", "original"]
+    return picture_rows(rows, labels, **options)
 
 
 def table(metrics, samples):
@@ -215,9 +214,11 @@ def main():
     digits, train = load_digits(args.data, "test")[:args.digits], load_digits(args.data, "train").images[:args.known]
     for task in tqdm(args.tasks, "tasks"):
         found.add(task, measure, task, model, judge, train, digits, args)
-        rows = rows_of(task, model, digits[0][:10], args)
-        labels = ["measured", *["sample"] * (len(rows) - 4), "mean", "spread", "original"]
-        save_figure(picture_rows(rows, labels), args.out / f"{task}.png")
+        operator, sigma, _ = TASKS[task]
+        y = measured(digits[0][:10], operator, sigma)
+        samples = samples_of(model, y, operator, sigma, args)
+        shown = y if y.shape[2] == 32 else operator.pinv(y)
+        save_figure(rows_figure(shown, samples, digits[0][:10]), args.out / f"{task}.png")
     metrics = {task: found[task] for task in args.tasks}
     write_metrics(args.out, metrics)
     print(table(metrics, args.samples))

@@ -189,3 +189,11 @@ def test_rows_of_colour_pictures():
     np.testing.assert_array_equal(shown, np.broadcast_to([1.0, 0.0, 0.0], (4, 4, 3)))
     with pytest.raises(ValueError, match="1 or 3 channels"):
         picture_rows([red[:, :2]], ["a"])
+
+
+def test_restored(run, folders, tmp_path):
+    save_model(tmp_path / "rgb.safetensors", UNet(3, 3, channels=(8, 8), num_classes=2, sample_size=32))
+    said = run("restore_pictures", "--model", tmp_path / "rgb.safetensors", "--images", folders / "colour",
+               "--steps", 2, "--count", 2, "--out", tmp_path)
+    assert all(f"{name}: one sample " in said for name in ("hole", "few_pixels", "colours"))
+    assert all(colours(tmp_path / f"{name}.png") for name in ("hole", "few_pixels", "colours"))
