@@ -83,7 +83,7 @@ def add_pictures(parser):
     parser.add_argument("--images", type=Path, help="train on the pictures in this folder, of any size and colour, "
                                                     "instead of --data; its subfolders are classes")
     parser.add_argument("--size", type=int, choices=[32, 64, 128], default=32, help="side to which they are brought")
-    parser.add_argument("--grey", action="store_true", help="turn them grey")
+    parser.add_argument("--grey", action="store_true", default=None, help="turn them grey")
 
 
 def add_common(parser, name):
@@ -116,8 +116,10 @@ def parse(parser, presets=None):
                 preset[key] = min(preset[key], max(8, preset[key] // 4**doublings))
         parser.set_defaults(**preset)
     args = parser.parse_args()
-    if "grey" in args and not args.images and (args.grey or args.size != 32):
-        parser.error("arguments --size and --grey: they are for pictures of your own, so give --images, too")
+    if "grey" in args and not args.images:
+        if args.grey or args.size != 32:
+            parser.error("arguments --size and --grey: they are for pictures of your own, so give --images, too")
+        args.size = None  # no setting of a training on --data
     try:
         broadcast(lambda: check_writable(args.out))
     except OSError as error:

@@ -42,7 +42,8 @@ PRESETS = {"smoke": dict(steps=9, batch_size=8, channels=[8, 16, 32]),
 def arguments():
     parser = parser_for(__doc__, "diffusion", ("mnist", "fashion-mnist", "synthetic"))
     add_pictures(parser)
-    parser.add_argument("--mirror", action="store_true", help="exchange left and right in half of the batch")
+    parser.add_argument("--mirror", action="store_true", default=None,
+                        help="exchange left and right in half of the batch")
     parser.add_argument("--evaluate", action="store_true", help="only print the shipped network's loss on the test set")
     parser.add_argument("--lr", type=above_0, default=1e-3, help="peak learning rate: warm-up, then a cosine down to 0")
     parser.add_argument("--ema", type=below_1, default=0.999, help="decay of the averaged weights")
@@ -101,8 +102,8 @@ def main():
     model = UNet(channels, channels, args.channels, args.blocks, attention=[len(args.channels) - 1],
                  num_classes=len(classes) or None, sample_size=size)
     model.to(args.device)
-    run = Training(model, len(pictures), settings_of(args) | {"classes": classes}, steps=args.steps,
-                   batch_size=args.batch_size, lr=args.lr, ema=args.ema)
+    run = Training(model, len(pictures), settings_of(args) | ({"classes": classes} if args.images else {}),
+                   steps=args.steps, batch_size=args.batch_size, lr=args.lr, ema=args.ema)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(pictures)} pictures")
 
     def batch(index):
@@ -132,7 +133,7 @@ def main():
         cleaned = some(test, max(12, 64 * 32**2 // size**2))
         clean(model, scheduler, cleaned, np.random.default_rng(0), args.out / "denoised.png")
         drawn = np.concatenate(samples())
-    found, distances = nearest(np.concatenate([drawn, cleaned]), pictures, args.mirror)
+    found, distances = nearest(np.concatenate([drawn, cleaned]), pictures, bool(args.mirror))
     figure = picture_rows([drawn[:10], found[:10]], ["drawn", "nearest training picture"], cell=cell(drawn))
     save_figure(figure, args.out / "nearest.png")
     write_metrics(args.out, {"epsilon_mse": error, "minutes": run.seconds / 60,

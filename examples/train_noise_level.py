@@ -184,13 +184,11 @@ def main():
     scheduler = DDPMScheduler()
     pictures, test = load_examples(args), load_examples(args, "test")
     _, channels, size, _ = test[:1][0].shape
-    classes = pictures.classes if args.images else list(range(10))
     denoiser, sides = None, {"sample_size": size} if args.images else {}
     if args.model:
         denoiser = load_network(args.model, None, UNet, in_channels=channels, out_channels=channels, time=True, **sides)
     model = NoiseLevelNet(channels, args.channels).to(args.device)
-    run = Training(model, len(pictures), settings_of(args) | {"classes": classes}, steps=args.steps,
-                   batch_size=args.batch_size, lr=args.lr)
+    run = Training(model, len(pictures), settings_of(args), steps=args.steps, batch_size=args.batch_size, lr=args.lr)
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(pictures)} pictures")
 
     def batch(index):
