@@ -20,6 +20,7 @@ IMAGES = RNG.uniform(-1, 1, (40, 1, 32, 32)).astype(np.float32)
 ALL = Inpaint(np.ones((32, 32)))
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it(tmp_path):
     save_model(tmp_path / "unet.safetensors", UNet(channels=(8, 16), num_classes=10))
     save_model(tmp_path / "classifier.safetensors", Classifier(channels=(8, 16)))

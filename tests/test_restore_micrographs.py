@@ -36,6 +36,7 @@ def run(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_leaves_what_a_whole_one_does_and_draws_more(run, monkeypatch):
     whole, restore, left = run("whole"), example.restore, [True] * 3
 
