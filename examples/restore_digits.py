@@ -16,7 +16,8 @@ digits that could have been measured so (ΠGDM, Song et al. 2023), without being
 
 Written to --out: metrics.json ({task: {"psnr_one", "psnr_mean", "accuracy_one", "accuracy_mean", "others"}}; one is a
 single sample, mean the mean of --samples, accuracy what a classifier reads), measurements.json (all that --resume
-needs), and for each task TASK.png: measured / three samples / mean / spread / original.
+needs) and restored.png: of each task, measured / three samples / mean / spread (white: a standard deviation of 1 on a
+scale of 2) / original.
 """
 
 import zlib
@@ -38,7 +39,9 @@ from npdiffusion.metrics import psnr
 from npdiffusion.models import Classifier, UNet
 
 BATCH = 25  # digits at a time, each drawn --samples times
-PRESETS = {"smoke": dict(digits=4, samples=2, steps=3, known=500),
+SHOWN = 4   # digits of each task in the figure
+ROWS = ["measured", "sample", "sample", "sample", "mean", "spread", "original"]
+PRESETS = {"smoke": dict(digits=4, samples=3, steps=3, known=500),
            "cpu": dict(digits=200, samples=4, steps=50, known=60000),
            "long": dict(digits=1000, samples=4, steps=50, known=60000)}
 
@@ -46,11 +49,11 @@ HOLE = np.ones((32, 32), bool)
 HOLE[10:22, 10:22] = False
 BELL = np.exp(-np.arange(-3, 4)**2 / 4.5)  # 1.5 pixels wide
 BELL /= BELL.sum()
-TASKS = {"inpaint": (Inpaint(HOLE), 0.0, "a hole of 12×12 pixels"),
-         "super_resolution": (AveragePool(4), 0.0, "a sixteenth of the pixels"),
-         "inpaint_noisy": (Inpaint(HOLE), 0.2, "the hole, and noise σ = 0.2"),
-         "super_resolution_noisy": (AveragePool(4), 0.2, "a sixteenth, and noise σ = 0.2"),
-         "blur_noisy": (Blur(np.outer(BELL, BELL)), 0.2, "blur of 1.5 pixels, and noise σ = 0.2")}
+TASKS = {"inpaint": (Inpaint(HOLE), 0.0, "a hole of 12×12"),
+         "super_resolution": (AveragePool(4), 0.0, "4×4 pixels as one"),
+         "inpaint_noisy": (Inpaint(HOLE), 0.2, "hole, noise σ = 0.2"),
+         "super_resolution_noisy": (AveragePool(4), 0.2, "4×4 as one, noise σ = 0.2"),
+         "blur_noisy": (Blur(np.outer(BELL, BELL)), 0.2, "blur, noise σ = 0.2")}
 
 
 def arguments():
@@ -59,7 +62,7 @@ def arguments():
     parser.add_argument("--model", type=Path, help="weights of a UNet for digits instead of the package's own")
     parser.add_argument("--classifier", type=Path, help="weights of a classifier instead of the package's own")
     parser.add_argument("--digits", type=integer(1), help="number of test digits")
-    parser.add_argument("--samples", type=integer(2), help="drawn for each")
+    parser.add_argument("--samples", type=integer(3), help="drawn for each")
     parser.add_argument("--steps", type=integer(1, 1024),
                         help="passes of the network, forward and backward, for each; half as many if there is noise")
     parser.add_argument("--known", type=integer(100), help="number of training digits that the others know")
@@ -177,12 +180,9 @@ def measure(task, model, judge, train, digits, args):
                        for name, pictures in others(y, operator, sigma, train, few=len(train) // 1000 + 20).items()}}
 
 
-def rows_figure(y, samples, images, **options):
-    """What was measured, three samples, their mean, spread (white: a standard deviation of 1) and the originals."""
-    spread = 2 * samples.std(0).clip(0, 1) - 1
-    rows = [y.clip(-1, 1), *samples[:3], samples.mean(0), spread, images]
-    labels = ["measured", *["sample"] * (len(rows) - 4), "mean", "spread", "original"]
-    return picture_rows(rows, labels, **options)
+def rows_of(y, samples, images):
+    """As ROWS names them: y (N, C, H, W), three of the samples, ..., the spread white from 1 on."""
+    return [y.clip(-1, 1), *samples[:3], samples.mean(0), 2 * samples.std(0).clip(0, 1) - 1, images]
 
 
 def table(metrics, samples):
@@ -212,13 +212,17 @@ def main():
     settings = settings_of(args) | {"weights": weights, "tasks": None}
     found = Measurements(args.out / "measurements.json", settings, args.resume)
     digits, train = load_digits(args.data, "test")[:args.digits], load_digits(args.data, "train").images[:args.known]
+    shown = []
     for task in tqdm(args.tasks, "tasks"):
         found.add(task, measure, task, model, judge, train, digits, args)
         operator, sigma, _ = TASKS[task]
-        y = measured(digits[0][:10], operator, sigma)
-        samples = samples_of(model, y, operator, sigma, args)
-        shown = y if y.shape[2] == 32 else operator.pinv(y)
-        save_figure(rows_figure(shown, samples, digits[0][:10]), args.out / f"{task}.png")
+        images = digits[0][:SHOWN]
+        y = measured(images, operator, sigma)
+        shown.append(rows_of(y if y.shape == images.shape else operator.pinv(y),
+                             samples_of(model, y, operator, sigma, args), images))
+    titles = [TASKS[task][2] for task in args.tasks]
+    figure = picture_rows([np.concatenate(row) for row in zip(*shown)], ROWS, titles, group=len(images), cell=0.5)
+    save_figure(figure, args.out / "restored.png")
     metrics = {task: found[task] for task in args.tasks}
     write_metrics(args.out, metrics)
     print(table(metrics, args.samples))

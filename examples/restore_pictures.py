@@ -14,13 +14,13 @@ from pathlib import Path
 
 from command_line import add_common, at_least_0, integer, load_network, parse, some
 from quickstart import cell
-from restore_digits import rows_figure, total_variation
+from restore_digits import ROWS, rows_of, total_variation
 
 import numpy as np
 
 from npdiffusion.data import PictureFolder
 from npdiffusion.diffusion import AveragePool, DDPMScheduler, Gray, Inpaint, restore
-from npdiffusion.figures import save_figure
+from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
 from npdiffusion.models import UNet
 
@@ -59,7 +59,8 @@ def main():
                  "total variation": total_variation(y, operator, 0, 0.1)}
         print(f"{name}: " + ", ".join(f"{kind} {psnr(x.clip(-1, 1), images).mean():.1f} dB"
                                       for kind, x in found.items()))
-        save_figure(rows_figure(operator.pinv(y), samples, images, cell=cell(images)), args.out / f"{name}.png")
+        save_figure(picture_rows(rows_of(operator.pinv(y), samples, images), ROWS, cell=cell(images)),
+                    args.out / f"{name}.png")
 
 
 if __name__ == "__main__":
