@@ -177,7 +177,7 @@ def measure(task, model, judge, train, digits, args):
     return {"psnr_one": one[0], "psnr_mean": mean[0], "accuracy_one": one[1], "accuracy_mean": mean[1],
             "misfit": 0.0 if sigma else float(abs(operator.forward(samples[0]) - y).max()),
             "others": {name: dict(zip(("psnr", "accuracy"), scores(judge, pictures, digits)))
-                       for name, pictures in others(y, operator, sigma, train, few=len(train) // 1000 + 20).items()}}
+                       for name, pictures in others(y, operator, sigma, train, few=len(train) // 2000 + 10).items()}}
 
 
 def rows_of(y, samples, images):
