@@ -18,7 +18,7 @@ def picture_rows(rows, row_labels, column_labels=(), group=None, cell=0.62, font
                          "x / 127.5 - 1")
     pitch, gap = 1.03 * cell, 0.18 * cell if group else 0  # from picture to picture; and between groups
     group, column = group or 1, np.arange(len(rows[0]))
-    margin = 0.075 * fontsize / 9 * max(map(len, row_labels)) + 0.1
+    margin = 0.078 * fontsize / 9 * max(map(len, row_labels)) + 0.13
     lefts, top = margin + pitch * column + gap * (column // group), 0.35 if column_labels else 0.05
     width, height = lefts[-1] + pitch + 0.05, top + pitch * len(rows) + 0.05
     figure = Figure(figsize=(width, height))
