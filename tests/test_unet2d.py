@@ -48,10 +48,9 @@ def draw_config(seed):
     downs = [pick("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D") for _ in channels]
     ups = [pick("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D") for _ in channels]
     config = dict(sample_size=pick(None, 16, [16, 24]), in_channels=pick(1, 2, 3), out_channels=pick(1, 3, 6),
-                  center_input_sample=pick(True, False), time_embedding_dim=pick(None, 20), freq_shift=pick(0, 1, 0.5),
+                  time_embedding_dim=pick(None, 20), freq_shift=pick(0, 1, 0.5),
                   flip_sin_to_cos=pick(True, False), down_block_types=downs, up_block_types=ups,
-                  mid_block_type=pick("UNetMidBlock2D", "UNetMidBlock2D", None), block_out_channels=channels,
-                  layers_per_block=pick(1, 2, 3), mid_block_scale_factor=pick(1, 2**0.5), downsample_padding=pick(0, 1),
+                  block_out_channels=channels, layers_per_block=pick(1, 2, 3), downsample_padding=pick(0, 1),
                   downsample_type=pick("conv", "resnet"), upsample_type=pick("conv", "resnet"), dropout=pick(0.0, 0.1),
                   act_fn=pick("silu", "swish"), attention_head_dim=pick("absent", None, 4), norm_num_groups=groups,
                   attn_norm_num_groups=pick(None, None, 8), norm_eps=pick(1e-5, 1e-6, 1e-2),
@@ -405,7 +404,7 @@ def test_the_example_s_pictures_may_have_any_side(side, tmp_path):
     ("freq_shift", 2, "freq_shift be less than half of it; got 4 and 2"),
     ("freq_shift", True, "freq_shift is true; supported: a finite number"),
     ("norm_eps", math.nan, "norm_eps is NaN; supported: a finite number"),
-    ("mid_block_type", "UNetMidBlock2DCrossAttn", "mid_block_type"),
+    ("mid_block_type", "UNetMidBlock2DCrossAttn", "mid_block_type"), ("mid_block_scale_factor", 2**0.5, "supported: 1"),
     ("downsample_padding", 2, "downsample_padding is 2; supported: 0 or 1"),
     ("downsample_type", "fir", "downsample_type"),
     ("upsample_type", "fir", "upsample_type"),

@@ -18,14 +18,14 @@ CONFIG = {  # key: (diffusers' default, what is supported), see config.py
     "block_out_channels": ((224, 448, 672, 896), [int]), "layers_per_block": (2, int),
     "down_block_types": (("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), [DOWN]),
     "up_block_types": (("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), [UP]),
-    "mid_block_type": ("UNetMidBlock2D", ("UNetMidBlock2D", None)), "mid_block_scale_factor": (1, float),
+    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"), "mid_block_scale_factor": (1, (1, 1.0)),
     "downsample_type": ("conv", ("conv", "resnet")), "upsample_type": ("conv", ("conv", "resnet")),
     "downsample_padding": (1, (0, 1)), "resnet_time_scale_shift": ("default", ("default", "scale_shift")),
     "norm_num_groups": (32, int), "norm_eps": (1e-5, float), "act_fn": ("silu", ("silu", "swish")),
     "add_attention": (True, bool), "attention_head_dim": (8, (int, None)), "attn_norm_num_groups": (None, (int, None)),
     "time_embedding_type": ("positional", "positional"), "time_embedding_dim": (None, (int, None)),
     "freq_shift": (0, float), "flip_sin_to_cos": (True, bool), "num_class_embeds": (None, (int, None)),
-    "class_embed_type": (None, None), "center_input_sample": (False, bool),
+    "class_embed_type": (None, None), "center_input_sample": (False, False),
     "dropout": (0.0, float), **dict.fromkeys(["num_train_timesteps", *EMA], IGNORED)}
 
 halve, double = partial(F.avg_pool2d, kernel_size=2), partial(F.interpolate, scale_factor=2)  # mean, nearest neighbour
@@ -42,20 +42,19 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock2D(nn.Module):
-    """(x + conv2(silu(norm2(h)))) / scale, where h = conv1(silu(norm1(x))) is told of time and class by e, linear in
-    their embedding: norm2(h + e) (Ho et al. 2020), or norm2(h)·(1 + e_1) + e_2 (Dhariwal & Nichol 2021, eq. 3).
+    """x + conv2(silu(norm2(h))), where h = conv1(silu(norm1(x))) is told of time and class by e, linear in their
+    embedding: norm2(h + e) (Ho et al. 2020), or norm2(h)·(1 + e_1) + e_2 (Dhariwal & Nichol 2021, eq. 3).
 
     resample: None, or ``halve`` or ``double``, which x and silu(norm1(x)) go through (BigGAN's blocks: there, sec. 3).
     """
 
-    def __init__(self, in_channels, out_channels, width, groups, eps, scale_shift, dropout, scale=1, resample=None):
+    def __init__(self, in_channels, out_channels, width, groups, eps, scale_shift, dropout, resample=None):
         self.norm1, self.norm2 = NormSiLU(groups, in_channels, eps), NormSiLU(groups, out_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(width, 2 * out_channels if scale_shift else out_channels)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        self.dropout, self.resample = nn.Dropout(dropout), resample
-        self.scale_shift, self.scale = scale_shift, scale
+        self.dropout, self.resample, self.scale_shift = nn.Dropout(dropout), resample, scale_shift
 
     def forward(self, x, embedding):
         e = self.time_emb_proj(embedding)  # [n, c] or [n, 2c]
@@ -64,15 +63,14 @@ class ResnetBlock2D(nn.Module):
             h, x = self.resample(h), self.resample(x)
         h = self.conv1(h)
         h = self.norm2(h, e) if self.scale_shift else self.norm2(h + e[:, :, None, None])
-        h = self.conv_shortcut(x) + self.conv2(self.dropout(h))
-        return h if self.scale == 1 else h / self.scale
+        return self.conv_shortcut(x) + self.conv2(self.dropout(h))
 
 
 class Attention(nn.Module):
-    """(x + to_out(attention(to_q, to_k, to_v of norm(x)))) / scale among all pixels; groups=None: without norm."""
+    """x + to_out(attention(to_q, to_k, to_v of norm(x))) among all pixels; groups=None: without norm."""
 
-    def __init__(self, channels, head_dim, groups, eps, scale=1):
-        self.head_dim, self.scale = head_dim or channels, scale
+    def __init__(self, channels, head_dim, groups, eps):
+        self.head_dim = head_dim or channels
         if channels % self.head_dim:
             raise ValueError(f"UNet2DModel: attention_head_dim is {head_dim}, which doesn't divide {channels} channels")
         self.group_norm = nn.GroupNorm(groups, channels, eps) if groups else nn.Identity()
@@ -80,8 +78,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x):
-        h = x + self_attention(self.group_norm(x), self.to_q, self.to_k, self.to_v, self.to_out[0], self.head_dim)
-        return h if self.scale == 1 else h / self.scale
+        return x + self_attention(self.group_norm(x), self.to_q, self.to_k, self.to_v, self.to_out[0], self.head_dim)
 
 
 class Downsample2D(nn.Module):
@@ -137,7 +134,7 @@ class UNet2DModel(nn.Module):
         self.config = config = check_config("UNet2DModel", config, CONFIG)
         channels, layers, groups = (config[k] for k in ("block_out_channels", "layers_per_block", "norm_num_groups"))
         _check_sizes(config, channels)
-        width, scale = config["time_embedding_dim"] or 4 * channels[0], config["mid_block_scale_factor"]
+        width = config["time_embedding_dim"] or 4 * channels[0]
         scale_shift = config["resnet_time_scale_shift"] == "scale_shift"
         resnet = partial(ResnetBlock2D, width=width, groups=groups, eps=config["norm_eps"], scale_shift=scale_shift,
                          dropout=config["dropout"])
@@ -156,7 +153,7 @@ class UNet2DModel(nn.Module):
         self.num_classes, self.labels_required = config["num_class_embeds"], bool(config["num_class_embeds"])
         if self.num_classes:
             self.class_embedding = nn.Embedding(self.num_classes, width)
-        self.down_blocks, self.mid_block, self.up_blocks = nn.ModuleList(), None, nn.ModuleList()
+        self.down_blocks = nn.ModuleList()
         h, skips, last = channels[0], [channels[0]], len(channels) - 1  # channels of h and of the skips
         convolution = partial(Downsample2D, padding=config["downsample_padding"])
         for i, (kind, c) in enumerate(zip(config["down_block_types"], channels)):
@@ -165,10 +162,9 @@ class UNet2DModel(nn.Module):
                 down.downsamplers.append(resampler(kind, config["downsample_type"], c, halve, convolution))
             skips += [c] * (layers + len(down.downsamplers))
             h = c
-        if config["mid_block_type"]:
-            norm = config["attn_norm_num_groups"] or (None if scale_shift else groups)
-            between = attention(h, groups=norm, scale=scale) if config["add_attention"] else nn.Identity()
-            self.mid_block = Level([resnet(h, h, scale=scale) for _ in range(2)], [between])
+        norm = config["attn_norm_num_groups"] or (None if scale_shift else groups)
+        between = attention(h, groups=norm) if config["add_attention"] else nn.Identity()
+        self.mid_block, self.up_blocks = Level([resnet(h, h) for _ in range(2)], [between]), nn.ModuleList()
         for i, (kind, c) in enumerate(zip(config["up_block_types"], channels[::-1])):
             self.up_blocks.append(up := level(kind, [(c if j else h) + skips.pop() for j in range(layers + 1)], c))
             if i < last:
@@ -206,7 +202,7 @@ class UNet2DModel(nn.Module):
         check_shape("UNet2DModel", x, self.config["in_channels"], "H", "W")
         check_sides("UNet2DModel", x, len(self.down_blocks) - 1)
         embedding = F.silu(self._embedding(x.data, t, labels))  # [n, width]
-        h = self.conv_in(2 * x - 1 if self.config["center_input_sample"] else x)
+        h = self.conv_in(x)
         skips = [h]
         for level in self.down_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):
@@ -215,9 +211,8 @@ class UNet2DModel(nn.Module):
             for downsample in level.downsamplers:
                 h = downsample(h, embedding)
                 skips.append(h)
-        if self.mid_block:
-            first, second = self.mid_block.resnets
-            h = second(self.mid_block.attentions[0](first(h, embedding)), embedding)
+        first, second = self.mid_block.resnets
+        h = second(self.mid_block.attentions[0](first(h, embedding)), embedding)
         for level in self.up_blocks:
             for resnet, attention in zip(level.resnets, level.attentions):
                 h = attention(resnet(F.cat([h, skips.pop()], 1), embedding))
