@@ -59,7 +59,7 @@ def _sstem_sections(stack):
     if not names:
         raise ValueError("no section with both stack1/raw/NN.tif and stack1/mitochondria/NN.png")
     images = [read_micrograph(raw / f"{name}.tif") for name in names]
-    masks = [_single(marked / f"{name}.png", _not_black) for name in names]
+    masks = [_single(marked / f"{name}.png", _foreground) for name in names]
     for name, image, mask in zip(names, images, masks):
         if not image.shape == mask.shape == (SSTEM_SIDE, SSTEM_SIDE):
             raise ValueError(f"section {name}: expected {SSTEM_SIDE} pixels both ways, got {image.shape} and a mask "
@@ -106,7 +106,7 @@ class Lucchi(Micrographs):
         if full not in ("training", "testing"):
             raise ValueError(f"split must be 'training' or 'testing', got {split!r}")
         images = _lucchi_stack(full, Frame.grey, root, download)
-        masks = _lucchi_stack(f"{full}_groundtruth", _not_black, root, download)
+        masks = _lucchi_stack(f"{full}_groundtruth", _foreground, root, download)
         super().__init__(images, masks, [f"{full}-{i:03d}" for i in range(len(images))])
 
 
@@ -193,14 +193,9 @@ def _read(source, convert):
     return np.stack(frames)
 
 
-def _not_black(frame):
-    """What is neither black nor transparent in a frame: bool (H, W). Stray grey edges count, as do all colours."""
-    values = np.atleast_3d(frame.values).max(2) > 0
-    return values if frame.alpha is None else values & (frame.alpha >= 0.5)
-
-
 def _foreground(frame):
-    """As :func:`_not_black`, but where tones are not exact (JPEG) or fractions of 1, from one half on."""
+    """What is neither black nor transparent in a frame: bool (H, W). Stray grey edges count, as do all colours; but
+    where tones are not exact (JPEG) or fractions of 1, what is at least half white."""
     values = np.atleast_3d(frame.values)
     if frame.lossy and values.dtype == np.uint8:
         values = values >= 128
@@ -209,4 +204,5 @@ def _foreground(frame):
             raise ValueError(f"a mask holds fractions beyond 0 and 1, from {values.min()} to {values.max()}: "
                              "save it as 0 and 255")
         values = values >= 0.5
-    return _not_black(frame._replace(values=values))
+    seen = values.max(2) > 0
+    return seen if frame.alpha is None else seen & (frame.alpha >= 0.5)
