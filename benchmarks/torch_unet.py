@@ -66,7 +66,8 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    def __init__(self, in_channels, out_channels, channels, blocks, attention, time, num_classes, dropout=0.0):
+    def __init__(self, in_channels, out_channels, channels, blocks, attention, time, num_classes, dropout=0.0,
+                 sample_size=None):
         super().__init__()
         width = 4 * channels[0] if time or num_classes is not None else None
         self.time, self.num_classes, self.width = time, num_classes, width
