@@ -64,7 +64,7 @@ def arguments():
     parser.add_argument("--digits", type=integer(1), help="number of test digits")
     parser.add_argument("--samples", type=integer(3), help="drawn for each")
     parser.add_argument("--steps", type=integer(1, 1024),
-                        help="passes of the network, forward and backward, for each; a third if there is noise")
+                        help="passes of the network, forward and backward, for each; half as many if there is noise")
     parser.add_argument("--known", type=integer(100), help="number of training digits that the others know")
     return parse(parser, PRESETS)
 
@@ -77,7 +77,7 @@ def measured(images, operator, sigma):
 
 def samples_of(model, y, operator, sigma, args):
     """(samples, N, 1, 32, 32). With more steps they would follow the noise."""
-    steps = args.steps if sigma == 0 else -(-args.steps // 3)
+    steps = args.steps if sigma == 0 else -(-args.steps // 2)
     rng = np.random.default_rng(args.seed)
     parts = tqdm([y[i:i + BATCH] for i in range(0, len(y), BATCH)], "digits, 25 at a time", leave=False)
     return np.concatenate([restore(model, DDPMScheduler(), part, operator, sigma, num_inference_steps=steps,
