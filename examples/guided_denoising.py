@@ -70,6 +70,14 @@ def arguments():
     return parse(parser, PRESETS)
 
 
+def networks(args):
+    """The network that denoises digits, the classifier that reads them, and checksums of the weights of both."""
+    model = load_network(args.model, "mnist-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=10)
+    judge = load_network(args.classifier, "mnist-classifier", Classifier, in_channels=1, num_classes=10)
+    weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
+    return model.to(args.device), judge.to(args.device), weights
+
+
 class Measurements(dict):
     """Finished measurements by name, kept in a JSON file, so that a stopped run can go on with the others.
 
@@ -288,10 +296,7 @@ def samples_figure(model, scheduler, args):
 
 def main():
     args = arguments()
-    model = load_network(args.model, "mnist-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=10)
-    judge = load_network(args.classifier, "mnist-classifier", Classifier, in_channels=1, num_classes=10)
-    weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
-    model.to(args.device), judge.to(args.device)
+    model, judge, weights = networks(args)
     settings = settings_of(args) | {"weights": weights, "digit": None}  # only the pictures depend on --digit
     found = Measurements(args.out / "measurements.json", settings, args.resume)
     train, test = load_digits(args.data, "train"), load_digits(args.data, "test")

@@ -20,11 +20,10 @@ needs) and restored.png: of each task, measured / three samples / mean / spread 
 scale of 2) / original.
 """
 
-import zlib
 from pathlib import Path
 
-from command_line import integer, load_network, parse, parser_for, settings_of, write_metrics
-from guided_denoising import Measurements
+from command_line import integer, parse, parser_for, settings_of, write_metrics
+from guided_denoising import Measurements, networks
 from train_classifier import predictions
 
 import numpy as np
@@ -36,7 +35,6 @@ from npdiffusion.diffusion import DDPMScheduler, restore
 from npdiffusion.diffusion.restoration import AveragePool, Blur, Inpaint
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
-from npdiffusion.models import Classifier, UNet
 
 BATCH = 25  # digits at a time, each drawn --samples times
 SHOWN = 4   # digits of each task in the figure
@@ -205,10 +203,7 @@ def table(metrics, samples):
 
 def main():
     args = arguments()
-    model = load_network(args.model, "mnist-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=10)
-    judge = load_network(args.classifier, "mnist-classifier", Classifier, in_channels=1, num_classes=10)
-    weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
-    model.to(args.device), judge.to(args.device)
+    model, judge, weights = networks(args)
     settings = settings_of(args) | {"weights": weights, "tasks": None}
     found = Measurements(args.out / "measurements.json", settings, args.resume)
     digits, train = load_digits(args.data, "test")[:args.digits], load_digits(args.data, "train").images[:args.known]
