@@ -31,8 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from npdiffusion.data import load_digits
-from npdiffusion.diffusion import DDPMScheduler, restore
-from npdiffusion.diffusion.restoration import AveragePool, Blur, Inpaint
+from npdiffusion.diffusion import AveragePool, Blur, DDPMScheduler, Inpaint, restore
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
 
