@@ -102,16 +102,12 @@ def read_square(path, scheduler, channels, size):
     return picture, int(scheduler.sigma_to_t(sigma.clip(*scheduler.sigmas[[0, -1]])))
 
 
-def pictures_to_clean(args, channels, size, digits, count):
-    """Pictures to clean, and the names of their classes. DataNotFoundError if there are none."""
-    if args.images:
-        folder = PictureFolder(args.images, size, "test", grey=channels == 1)
-        if folder.shape[0] != channels:
-            raise ValueError(f"{args.images} holds grey pictures alone, the network takes {channels} channels")
-        return some(folder, count), folder.classes
-    if digits:
-        return load_digits(args.data, "test").images[:count], []
-    raise DataNotFoundError("No pictures to clean: --images names a folder of them")
+def open_folder(path, channels, size):
+    """The pictures that were kept for testing, of a folder that fits the network."""
+    folder = PictureFolder(path, size, "test", grey=channels == 1)
+    if folder.shape[0] != channels:
+        raise ValueError(f"{path} holds grey pictures alone, the network takes {channels} channels")
+    return folder
 
 
 def main():
@@ -132,22 +128,23 @@ def main():
         if args.level is None:
             print(f"noise estimated at σ = {scheduler.sigmas[level]:.2f} of a range of 2, which is level t = {level}; "
                   "--level sets another")
-    count, names = max(12, 64 * 32**2 // size**2), []
-    try:
-        originals, names = pictures_to_clean(args, channels, size, digits, count)
-        from_where = f"{len(originals)} test {what} ({args.images or args.data})"
-    except DataNotFoundError as error:
-        print(error)
-        originals, from_where = None, f"{what} that the network itself has drawn"
+    folder = open_folder(args.images, channels, size) if args.images else None  # what is wrong shows before the work
 
     print(f"Drawing new {what} from pure noise: 10 steps of DPM-Solver++")
     drawn = draw(model, size, rows=6, guidance_scale=2.0, progress=True)
-    names = names if len(names) == classes else map(str, range(classes or 0))
+    names = folder.classes if folder and len(folder.classes) == classes else map(str, range(classes or 0))
     save_figure(picture_rows(drawn, [""] * len(drawn), [name[:9] for name in names][:10], cell=cell(drawn)),
                 args.out / "generated.png")
-    print(f"Cleaning {from_where}, at {len(LEVELS)} noise levels")
-    clean(model, scheduler, np.concatenate(drawn)[:count] if originals is None else originals, rng,
-          args.out / "denoised.png")
+    count = max(12, 64 * 32**2 // size**2)
+    try:
+        if not folder and not digits:
+            raise DataNotFoundError("No pictures to clean: --images names a folder of them")
+        originals = some(folder, count) if folder else load_digits(args.data, "test").images[:count]
+        print(f"Cleaning {len(originals)} test {what} ({args.images or args.data}) at {len(LEVELS)} noise levels")
+    except DataNotFoundError as error:
+        originals = np.concatenate(drawn)[:count]
+        print(f"{error}\nSo: cleaning {what} that the network itself has drawn, at {len(LEVELS)} noise levels")
+    clean(model, scheduler, originals, rng, args.out / "denoised.png")
     figures = ["generated.png", "denoised.png"]
     if args.image:
         clean_picture(model, scheduler, picture, level if args.level is None else args.level, args.out / "yours.png")
