@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import sys
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -153,6 +154,11 @@ def load_network(path, name, kind, **config):
                          for cls, settings in ((kind, config), (type(model), model.config)))
         raise ValueError(f"{path or name} holds a network for another task: expected {expected}, got {got}")
     return model
+
+
+def checksum(model):
+    """Of a network's weights, which belongs to the settings of what is measured with it."""
+    return zlib.crc32(b"".join(value.tobytes() for value in model.state_dict().values()))
 
 
 def load_examples(args, split="train"):

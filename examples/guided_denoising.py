@@ -18,10 +18,9 @@ and samples.png (what s does).
 
 import json
 import math
-import zlib
 from pathlib import Path
 
-from command_line import above_0, integer, load_network, parse, parser_for, settings_of, write_metrics
+from command_line import above_0, checksum, integer, load_network, parse, parser_for, settings_of, write_metrics
 from train_classifier import predictions
 
 import numpy as np
@@ -74,7 +73,7 @@ def networks(args):
     """The network that denoises digits, the classifier that reads them, and checksums of the weights of both."""
     model = load_network(args.model, "mnist-ddpm", UNet, in_channels=1, out_channels=1, time=True, num_classes=10)
     judge = load_network(args.classifier, "mnist-classifier", Classifier, in_channels=1, num_classes=10)
-    weights = [zlib.crc32(b"".join(v.tobytes() for v in net.state_dict().values())) for net in (model, judge)]
+    weights = [checksum(model), checksum(judge)]
     return model.to(args.device), judge.to(args.device), weights
 
 

@@ -74,6 +74,11 @@ def clean(model, scheduler, originals, rng, path):
     save_figure(picture_rows(rows, labels, titles, group=shown, cell=cell(originals)), path)
 
 
+def how_many(size):
+    """Pictures to clean at each level: 64 of 32×32, fewer if they are larger."""
+    return max(12, 64 * 32**2 // size**2)
+
+
 def cell(pictures):
     """Width in inches at which pictures of that size are shown."""
     return 0.62 * math.sqrt(pictures.shape[-1] / 32)
@@ -135,7 +140,7 @@ def main():
     names = folder.classes if folder and len(folder.classes) == classes else map(str, range(classes or 0))
     save_figure(picture_rows(drawn, [""] * len(drawn), [name[:9] for name in names][:10], cell=cell(drawn)),
                 args.out / "generated.png")
-    count = max(12, 64 * 32**2 // size**2)
+    count = how_many(size)
     try:
         if not folder and not digits:
             raise DataNotFoundError("No pictures to clean: --images names a folder of them")

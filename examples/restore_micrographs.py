@@ -21,9 +21,8 @@ on), gaps.png and coarse.png (a whole section, measured, restored as the samples
 mitochondria found in each) and samples.safetensors (all that --resume needs).
 """
 
-from command_line import at_least_0, integer, load_network, parse, parser_for, settings_of, write_metrics
+from command_line import at_least_0, checksum, integer, load_network, parse, parser_for, settings_of, write_metrics
 
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +99,7 @@ def problems(shape):
 def draw(model, operators, test, args):
     """{problem: samples (args.samples, n, 1, H, W)}; each one is kept in --out as soon as it is drawn."""
     path, samples = args.out / "samples.safetensors", {}
-    weights = zlib.crc32(b"".join(value.tobytes() for value in model.state_dict().values()))
-    settings = settings_of(args) | {"samples": None, "weights": weights}  # more can be drawn later
+    settings = settings_of(args) | {"samples": None, "weights": checksum(model)}  # more can be drawn later
     if args.resume:
         samples, held = load_file(path)
         check_settings(path, held, settings)

@@ -13,12 +13,11 @@ import argparse
 from pathlib import Path
 
 from command_line import add_common, at_least_0, integer, load_network, parse, some
-from quickstart import cell
+from quickstart import cell, open_folder
 from restore_digits import ROWS, rows_of, total_variation
 
 import numpy as np
 
-from npdiffusion.data import PictureFolder
 from npdiffusion.diffusion import AveragePool, DDPMScheduler, Gray, Inpaint, restore
 from npdiffusion.figures import picture_rows, save_figure
 from npdiffusion.metrics import psnr
@@ -49,8 +48,7 @@ def main():
     args = arguments()
     model = load_network(args.model, None, UNet, time=True).to(args.device)
     channels, size = model.config["in_channels"], model.config["sample_size"] or 32
-    folder = PictureFolder(args.images, size, "test", grey=channels == 1)
-    images = some(folder, args.count)
+    images = some(open_folder(args.images, channels, size), args.count)
     for name, operator in problems(channels, size).items():
         y = operator.forward(images)
         samples = restore(model, DDPMScheduler(), y, operator, num_inference_steps=args.steps, weight=args.weight,

@@ -19,7 +19,7 @@ from command_line import (above_0, add_pictures, below_1, integer, load_examples
                           settings_of, some, write_metrics)
 
 import numpy as np
-from quickstart import cell, clean, draw
+from quickstart import cell, clean, draw, how_many
 from tqdm import tqdm
 
 from npdiffusion import Tensor, functional as F, no_grad, to_device
@@ -130,7 +130,7 @@ def main():
             save_minutes=args.save_minutes, report=sheet, title="DDPM")
     with run.averaged():
         error = epsilon_mse(model, scheduler, test, size)
-        cleaned = some(test, max(12, 64 * 32**2 // size**2))
+        cleaned = some(test, how_many(size))
         clean(model, scheduler, cleaned, np.random.default_rng(0), args.out / "denoised.png")
         drawn = np.concatenate(samples())
     found, distances = nearest(np.concatenate([drawn, cleaned]), pictures, bool(args.mirror))
