@@ -1,0 +1,145 @@
+"""Lesson 1. A tape: from one derivative to all of them
+
+How does a computer know which way to turn a million knobs? A network is a long computation that ends in one number, its
+loss. Training asks how that number changes with every weight. This lesson builds the machine that answers, from NumPy
+alone, and the check that would notice if it lied.
+"""
+
+from course import keep
+
+import npdiffusion as nd
+import numpy as np
+from matplotlib.figure import Figure
+
+# 1. One derivative
+#
+# f(x) = x sin x. Move x by a little h, and see how far f goes: that is all a derivative is. Taken on both sides the
+# error shrinks with h²:   f'(x) ≈ (f(x + h) − f(x − h)) / 2h.  On paper, f'(x) = sin x + x cos x.
+
+
+def slope(f, x, h=1e-5):
+    return (f(x + h) - f(x - h)) / (2 * h)
+
+
+print("f'(2) measured:", slope(lambda x: x * np.sin(x), 2.0), " on paper:", np.sin(2) + 2 * np.cos(2))
+
+# Measuring costs two runs for each knob: a network of a million weights would run two million times for one step.
+#
+# 2. A tape
+#
+# The way out is the chain rule, read backwards. Let L be the number at the end. If we know dL/dy for some y = g(x),
+# then dL/dx = dL/dy · g'(x): what it takes is local. So each operation leaves behind, on a tape, what it was made from
+# and how a gradient of its result becomes gradients of its inputs. Then one walk from the end to the beginning finds
+# all derivatives, for the price of a few runs. Where a value was used twice, both uses count: their parts are *added*.
+
+
+class Value:
+    """A number or an array, what it was made from, and how to pass a gradient on."""
+
+    def __init__(self, data, parents=(), name="", backward=lambda g: ()):
+        self.data, self.grad = np.asarray(data, float), 0.0
+        self.parents, self.name, self.pass_on = parents, name, backward
+
+    def __add__(self, other):
+        return Value(self.data + other.data, (self, other), "+", lambda g: (g, g))
+
+    def __mul__(self, other):  # d(ab) = b da + a db
+        return Value(self.data * other.data, (self, other), "×", lambda g: (g * other.data, g * self.data))
+
+    def __matmul__(self, other):  # <g, dA B> = <g Bᵀ, dA> and <g, A dB> = <Aᵀ g, dB>
+        return Value(self.data @ other.data, (self, other), "@", lambda g: (g @ other.data.T, self.data.T @ g))
+
+    def sin(self):
+        return Value(np.sin(self.data), (self,), "sin", lambda g: (g * np.cos(self.data),))
+
+    def tanh(self):
+        y = np.tanh(self.data)
+        return Value(y, (self,), "tanh", lambda g: (g * (1 - y * y),))
+
+    def sum(self):
+        return Value(self.data.sum(), (self,), "sum", lambda g: (g * np.ones_like(self.data),))
+
+    def tape(self):
+        """Everything that this was made from, in an order in which inputs come before what is made of them."""
+        order, seen, stack = [], set(), [(self, False)]
+        while stack:
+            value, done = stack.pop()
+            if done:
+                order.append(value)
+            elif value not in seen:
+                seen.add(value)
+                stack += [(value, True), *((parent, False) for parent in value.parents)]
+        return order
+
+    def backward(self):
+        """d(self)/d(value) in ``grad`` of every value of the tape; from the end, so that each is complete in time."""
+        self.grad = np.ones_like(self.data)
+        for value in reversed(self.tape()):
+            for parent, g in zip(value.parents, value.pass_on(value.grad)):
+                parent.grad = parent.grad + g
+
+
+x = Value(2.0)
+f = x * x.sin()  # x is used twice
+f.backward()
+print("f'(2) by the tape:", x.grad)
+assert np.isclose(x.grad, np.sin(2) + 2 * np.cos(2))
+
+# 3. A check that would notice
+#
+# Arrays have many derivatives. Measuring them one by one is slow; instead draw a random direction v and compare one
+# number: ⟨gradient, v⟩ with the slope along v. A wrong gradient passes only if its error is at a right angle to v.
+# Beware of a loss such as y.sum(), in which some mistakes add up to nothing: weight the results at random, by u.
+
+rng = np.random.default_rng(0)
+x, w, u = rng.standard_normal((5, 3)), rng.standard_normal((3, 4)), rng.standard_normal((5, 4))
+
+
+def loss(w):  # of a layer of a network
+    return ((Value(x) @ w).tanh() * Value(u)).sum()
+
+
+def disagreement(gradient, h):
+    """How far ⟨gradient, v⟩ is from the slope along a random direction v, as a share of the slope."""
+    v = rng.standard_normal(w.shape)
+    measured = slope(lambda s: loss(Value(w + s * v)).data, 0.0, h)
+    return abs((gradient * v).sum() - measured) / abs(measured)
+
+
+weights = Value(w)
+loss(weights).backward()
+planted = x.T @ (u * (1 - np.tanh(x @ w)))  # somebody forgot the square
+steps = 10.0 ** np.arange(-12, 0.5, 0.5)
+right, wrong = (np.array([np.median([disagreement(g, h) for _ in range(20)]) for h in steps])
+                for g in (weights.grad, planted))
+print(f"best agreement: {right.min():.0e} for the tape, {wrong.min():.0e} for the gradient with a mistake in it")
+assert right.min() < 1e-8 < 1e-2 < wrong.min()
+
+# The package's own tape (npdiffusion/tensor.py) works the same way. It comes to the same gradient.
+
+theirs = nd.Tensor(w, requires_grad=True)
+(nd.functional.tanh(nd.Tensor(x) @ theirs) * nd.Tensor(u)).sum().backward()
+assert np.allclose(theirs.grad, weights.grad, rtol=1e-12)
+
+# The figure: on the left the tape of f(x) = x sin x at x = 2 with each value and, below it, df/dvalue. On the right the
+# check: a long step h suffers from the curve (error ∝ h²), a short one from rounding (∝ 1/h); between them the right
+# gradient agrees to ten digits. The one with a mistake never does, wherever we look.
+
+figure = Figure(figsize=(10, 4), layout="constrained")
+graph, check = figure.subplots(1, 2, width_ratios=[1, 1.3])
+place = dict(zip(f.tape(), [(0.5, 3), (-0.2, 2), (0.5, 1)]))  # x, sin, ×
+for value, at in place.items():
+    graph.text(*at, f"{value.name or 'x'}\n{value.data:.3f}\ngradient {float(value.grad):.3f}", ha="center",
+               va="center", bbox=dict(boxstyle="round", fc="white"))
+    for parent in value.parents:
+        graph.annotate("", at, place[parent], arrowprops=dict(arrowstyle="->", shrinkA=28, shrinkB=28))
+graph.set(xlim=(-0.7, 1.0), ylim=(0.5, 3.5), title="the tape of f(x) = x sin x at x = 2")
+graph.set_axis_off()
+check.loglog(steps, right, "o-", ms=4, label="gradient by the tape")
+check.loglog(steps, wrong, "s-", ms=4, label="tanh' = 1 − tanh: a mistake")
+check.set(xlabel="step h", ylabel="relative difference from the slope", title="a gradient check")
+check.legend()
+keep(figure, __file__)
+
+# Try: plant a mistake of your own (let __mul__ pass (g, g) on) and watch an assertion fail. Make `parent.grad + g` a
+# plain `g`: which of the checks notices? Then the exercises: exercises/01_tape.py.

@@ -1,0 +1,99 @@
+"""The course: its lessons run, its solutions are right, and typical mistakes are caught."""
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+COURSE = ROOT / "examples" / "lessons"
+LESSONS = sorted(COURSE.glob("[0-9]*.py"))
+
+spec = importlib.util.spec_from_file_location("check", COURSE / "check.py")
+check = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(check)
+
+# Of each lesson: a function, what stands in its solution, and what some write instead
+MISTAKES = {
+    1: [("unbroadcast", "n == 1 and", "False and"),
+        ("softmax_backward", "y * (g - (g * y).sum(-1, keepdims=True))", "g * y * (1 - y)"),
+        ("accumulate", "gradients.get(parent, 0.0) +", "")],
+}
+
+
+def run(*args, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, env=environment, cwd=cwd)
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_the_solutions_are_right_and_the_exercises_open(lesson):
+    verdicts = check.grade(COURSE / "solutions" / lesson.name)
+    assert set(verdicts.values()) == {check.RIGHT}, verdicts
+    assert 2 <= len(verdicts) <= 4
+    assert check.grade(COURSE / "exercises" / lesson.name) == dict.fromkeys(verdicts, check.OPEN)
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_exercises_ask_for_what_the_solutions_have(lesson):
+    asked, solved = ({node.name: node for node in ast.parse((COURSE / folder / lesson.name).read_text()).body
+                      if isinstance(node, ast.FunctionDef)} for folder in ("exercises", "solutions"))
+    assert asked.keys() <= solved.keys()
+    for name, function in asked.items():
+        assert len(function.body) == 1 and len(ast.get_docstring(function)) > 80, name
+        assert ast.unparse(function.args) == ast.unparse(solved[name].args), name
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_typical_mistakes_are_caught(lesson, tmp_path):
+    mistakes = MISTAKES[int(lesson.stem[:2])]
+    assert len(mistakes) >= 3
+    solution = (COURSE / "solutions" / lesson.name).read_text()
+    for name, right, wrong in mistakes:
+        assert solution.count(right) == 1, right
+        (tmp_path / lesson.name).write_text(solution.replace(right, wrong))
+        verdicts = check.grade(tmp_path / lesson.name)
+        assert re.search(r"wrong, smallest case:(.|\n)*(returns|raises)(.|\n)*should be", verdicts.pop(name)), right
+        assert set(verdicts.values()) == {check.RIGHT}
+
+
+def test_check_says_what_is_wrong_and_how_far_one_is(tmp_path):
+    course = shutil.copytree(COURSE, tmp_path / "lessons", ignore=shutil.ignore_patterns("__pycache__"))
+    answers = course / "exercises" / "01_tape.py"
+    text, begun = answers.read_text(), "    g: gradient of the result, an array. shape"
+    assert run(course / "check.py", cwd=tmp_path).returncode == 0
+    missing = run(course / "check.py", 1, cwd=tmp_path)
+    assert missing.returncode == 1 and "unbroadcast: not written yet" in missing.stdout
+    for body, said in [("return g", r"g +\[6. 5.\]\n +shape +\(1,\)\n +returns +\[6. 5.\]\n +should be +\[11.\]"),
+                       ("return g.sun()", r"raises +AttributeError: .* 'sun' \(line 17\)"),
+                       ("return g.sum(", r"does not run: SyntaxError.*\(line 17\)"),
+                       ("r = 1 * g; g += 1; return r", "changes +its arguments")]:
+        lines = text.split("\n")
+        end = next(i for i, line in enumerate(lines) if line.startswith(begun)) + 2
+        answers.write_text("\n".join([*lines[:end + 1], f"    {body}", *lines[end + 1:]]))
+        result = run(course / "check.py", 1, cwd=tmp_path)
+        assert result.returncode == 1 and re.search(said, result.stdout), result.stdout + result.stderr
+    shutil.copy(course / "solutions" / "01_tape.py", answers)
+    done = run(course / "check.py", 1, cwd=tmp_path)
+    assert done.returncode == 0 and "3 of 3 right" in done.stdout
+    assert "3 of 3 right" in run(course / "check.py", cwd=tmp_path).stdout
+    wrong = course / "solutions" / "01_tape.py"
+    wrong.write_text(wrong.read_text().replace("y * (g", "y + (g"))
+    graded = run(course / "check.py", "--solutions", cwd=tmp_path)
+    assert graded.returncode == 1 and "softmax_backward: wrong" in graded.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_lessons_run(lesson, tmp_path):
+    result = run(lesson, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "runs" / "lessons" / f"{lesson.stem}.png").size[0] > 600
+    assert len(lesson.read_text().splitlines()) <= 160
