@@ -72,8 +72,8 @@ def test_check_says_what_is_wrong_and_how_far_one_is(tmp_path):
     missing = run(course / "check.py", 1, cwd=tmp_path)
     assert missing.returncode == 1 and "unbroadcast: not written yet" in missing.stdout
     for body, said in [("return g", r"g +\[6. 5.\]\n +shape +\(1,\)\n +returns +\[6. 5.\]\n +should be +\[11.\]"),
-                       ("return g.sun()", r"raises +AttributeError: .* 'sun' \(line 17\)"),
-                       ("return g.sum(", r"does not run: SyntaxError.*\(line 17\)"),
+                       ("return g.sun()", r"raises +AttributeError: .* 'sun' \(line 15\)"),
+                       ("return g.sum(", r"does not run: SyntaxError.*\(line 15\)"),
                        ("r = 1 * g; g += 1; return r", "changes +its arguments")]:
         lines = text.split("\n")
         end = next(i for i, line in enumerate(lines) if line.startswith(begun)) + 2
