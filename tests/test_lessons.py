@@ -25,6 +25,13 @@ MISTAKES = {
     1: [("unbroadcast", "n == 1 and", "False and"),
         ("softmax_backward", "y * (g - (g * y).sum(-1, keepdims=True))", "g * y * (1 - y)"),
         ("accumulate", "gradients.get(parent, 0.0) +", "")],
+    2: [("output_size", "dilation * (kernel - 1) - 1", "dilation * kernel"),
+        ("output_size", "2 * padding", "padding"),
+        ("conv2d", "dilation * (w.shape[2] - 1) + 1", "dilation * w.shape[2]"),
+        ("conv2d", ".reshape(len(w), n, p, q).swapaxes(0, 1)", ".reshape(n, len(w), p, q)"),
+        ("conv_transpose2d_backward", "ncpqij -> nopq", "ncpqji -> nopq"),
+        ("conv_transpose2d_backward", ", x, windows)", ", x / len(x), windows)"),
+        ("winograd_tile", "G @ f @ G.T", "(G @ f) @ (G @ f).T")],
 }
 
 
