@@ -32,6 +32,15 @@ MISTAKES = {
         ("conv_transpose2d_backward", "ncpqij -> nopq", "ncpqji -> nopq"),
         ("conv_transpose2d_backward", ", x, windows)", ", x / len(x), windows)"),
         ("winograd_tile", "G @ f @ G.T", "(G @ f) @ (G @ f).T")],
+    3: [("avg_pool2d_backward", "(window.shape[2] * window.shape[3])", "K ** 2"),
+        ("avg_pool2d_backward", "window += ", "window[...] = "),
+        ("rms_norm_backward", "h, xhat = g * weight, x * r", "h, xhat = g, x * r"),
+        ("rms_norm_backward", "r * (h - xhat *", "r * (h - h.mean(-1, keepdims=True) - xhat *"),
+        ("attention_backward", "ds = a * (da - (a * da).sum(-1, keepdims=True)) / np.sqrt(d)",
+         "ds = a * (da - (a * da).sum(-1, keepdims=True))"),
+        ("attention_backward", "ds.T @ q", "ds @ q"),
+        ("receptive_field", "reversed(layers)", "layers"),
+        ("receptive_field", "stride - padding + kernel - 1", "stride + padding + kernel - 1")],
 }
 
 
