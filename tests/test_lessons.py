@@ -41,6 +41,12 @@ MISTAKES = {
         ("attention_backward", "ds.T @ q", "ds @ q"),
         ("receptive_field", "reversed(layers)", "layers"),
         ("receptive_field", "stride - padding + kernel - 1", "stride + padding + kernel - 1")],
+    11: [("block_of_pixel", "down, across = -(-H // T), -(-W // T)", "down, across = H // T, W // T"),
+         ("block_of_pixel", "p // T * across", "p // T * down"),
+         ("memory_lines", "4 * elements // 128", "elements // 128"),
+         ("tree_sum", "x[:half] + x[half:]", "x[::2] + x[1::2]"),
+         ("attainable", "(T + K - 1) ** 2", "T ** 2"),
+         ("attainable", "min(peak, intensity * bandwidth)", "intensity * bandwidth")],
 }
 
 
