@@ -25,6 +25,12 @@ MISTAKES = {
     1: [("unbroadcast", "n == 1 and", "False and"),
         ("softmax_backward", "y * (g - (g * y).sum(-1, keepdims=True))", "g * y * (1 - y)"),
         ("accumulate", "gradients.get(parent, 0.0) +", "")],
+    5: [("betas_from", "np.concatenate([[1.0], alphas_cumprod[:-1]])", "np.roll(alphas_cumprod, 1)"),
+        ("posterior", "np.sqrt(alpha_bar_prev) / (1 - alpha_bar_prev) * x0", "x0 / (1 - alpha_bar_prev)"),
+        ("posterior", "return mean, 1 / precision", "return mean, 1 - alpha"),  # β_t, the step's own variance
+        ("score", "np.sqrt(alpha_bar) * x0_mean", "x0_mean"),
+        ("score", "/ (1 - alpha_bar)\n\n", "/ np.sqrt(1 - alpha_bar)\n\n"),  # that would be −ε
+        ("posterior_covariance", "(1 - alpha_bar) / np.sqrt(alpha_bar) * jacobian", "jacobian")],
 }
 
 
