@@ -31,6 +31,14 @@ MISTAKES = {
         ("score", "np.sqrt(alpha_bar) * x0_mean", "x0_mean"),
         ("score", "/ (1 - alpha_bar)\n\n", "/ np.sqrt(1 - alpha_bar)\n\n"),  # that would be −ε
         ("posterior_covariance", "(1 - alpha_bar) / np.sqrt(alpha_bar) * jacobian", "jacobian")],
+    6: [("loss_weights", "alpha_bar / (1 - alpha_bar), alpha_bar", "(1 - alpha_bar) / alpha_bar, 1 / alpha_bar"),
+        ("loss_weights", "alpha_bar / (1 - alpha_bar), alpha_bar", "np.sqrt(alpha_bar / (1 - alpha_bar)), alpha_bar"),
+        ("ancestral_step", " if t > 0 else mean", ""),
+        ("ancestral_step", "np.sqrt(betas[t]) * noise", "betas[t] * noise"),
+        ("ancestral_step", "np.sqrt(1 - alpha_bar) * epsilon", "np.sqrt(1 - betas[t]) * epsilon"),
+        ("bound_term", "(difference**2).mean()", "(difference**2).sum()"),
+        ("bound_term", " / np.log(2)", ""),
+        ("corrected_averages", "averages.append(s / (1 - decay**k))", "s = s / (1 - decay**k); averages.append(s)")],
 }
 
 
