@@ -39,6 +39,14 @@ MISTAKES = {
         ("bound_term", "(difference**2).mean()", "(difference**2).sum()"),
         ("bound_term", " / np.log(2)", ""),
         ("corrected_averages", "averages.append(s / (1 - decay**k))", "s = s / (1 - decay**k); averages.append(s)")],
+    7: [("ddim_step", "np.sqrt(1 - alpha_bar_prev - sigma**2)", "np.sqrt(1 - alpha_bar_prev)"),
+        ("ddim_step", "sigma = eta * np.sqrt(", "sigma = eta * ("),
+        ("heun_step", "denoiser(euler, sigma_next)", "denoiser(x, sigma)"),
+        ("heun_step", "return x + h * (slope", "return euler + h * (slope"),
+        ("heun_step", "sigma_next == 0", "False"),
+        ("spaced_timesteps", "wanted = np.linspace(log_snr[-1], log_snr[0], n)",
+         "wanted = log_snr[np.linspace(len(log_snr) - 1, 0, n).round().astype(int)]"),  # evenly in t
+        ("frechet_diagonal", "(std_a - std_b)**2", "(std_a**2 - std_b**2)**2")],
 }
 
 

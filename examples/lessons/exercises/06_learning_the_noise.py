@@ -30,8 +30,8 @@ def bound_term(x0, guess, t, betas):
     """What the step from level t costs in bits per dimension: KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)).
 
     Both are Gaussians of the same variance β̃_t = (1 − ᾱ_{t-1}) / (1 − ᾱ_t) β_t. Both means hold the same x_t; they
-    differ as x_0 and its guess do, which stand in them with the factor √ᾱ_{t-1} β_t / (1 − ᾱ_t) (Ho et al. 2020, eq. 7). The
-    divergence of two such Gaussians is ‖difference of the means‖² / (2 · variance), in nats; a bit has log 2 of them.
+    differ as x_0 and its guess do, which stand in them with the factor √ᾱ_{t-1} β_t / (1 − ᾱ_t) (Ho et al., eq. 7).
+    The divergence of two such Gaussians is ‖difference of the means‖² / (2 · variance), in nats; a bit is log 2 nats.
 
     x0, guess: arrays of one shape, of D numbers. t: an int ≥ 1. betas: (T,). Returns a number: bits divided by D.
     """
