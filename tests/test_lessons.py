@@ -43,7 +43,6 @@ MISTAKES = {
         ("ddim_step", "sigma = eta * np.sqrt(", "sigma = eta * ("),
         ("heun_step", "denoiser(euler, sigma_next)", "denoiser(x, sigma)"),
         ("heun_step", "return x + h * (slope", "return euler + h * (slope"),
-        ("heun_step", "sigma_next == 0", "False"),
         ("spaced_timesteps", "wanted = np.linspace(log_snr[-1], log_snr[0], n)",
          "wanted = log_snr[np.linspace(len(log_snr) - 1, 0, n).round().astype(int)]"),  # evenly in t
         ("frechet_diagonal", "(std_a - std_b)**2", "(std_a**2 - std_b**2)**2")],

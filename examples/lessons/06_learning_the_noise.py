@@ -135,18 +135,18 @@ print(f"{bound.total.mean() / bits:.2f} bits per dimension, {bound.decoder.mean(
 # The figure. Top left: on training digits nobody has less loss than the optimum, which knows them. On test digits it
 # fails where there is little noise, and the network is as good as ever: it has learned what digits are like. Top right:
 # most bits go into the last levels, for grey values and not for what digit it is. To ‖ε − ε_θ‖² these levels
-# count less than to the bound; it makes better pictures (Ho et al. 2020, section 3.4). Below: digits drawn.
+# count less than to the bound; it makes better pictures (Ho et al. 2020, section 3.4). Below: drawn, not copied.
 figure = Figure(figsize=(12, 6), layout="constrained")
 top, bottom = figure.subfigures(2, 1, height_ratios=[3.2, 1])
 (left, right), panels = top.subplots(1, 2), bottom.subplots(2, 20)
 for (name, curve), style in zip(loss.items(), ["C0.-", "C1.-", "C0.--", "C1.--"]):
     left.loglog(np.array(levels) + 1, np.maximum(curve, 1e-9), style, label=name)
 left.axhline(1, color="0.6", ls=":", label="no answer: ε = 0")
-left.set(xlabel="level t + 1", ylabel="loss per pixel", ylim=(2e-6, 30), title="the loss, and the least possible")
+left.set(xlabel="level t + 1, of 256", ylabel="loss per pixel", ylim=(2e-6, 30), title="the loss, and the least possible")
 left.legend(fontsize=8)
 right.stairs(per_level, bound.edges, fill=True, alpha=0.4)
 right.plot(0.7, bound.decoder.mean() / bits, "C3o", label="the last step, to 8-bit pixels")
-right.set(xscale="log", yscale="log", xlabel="level t", ylabel="bits per dimension, of one level",
+right.set(xscale="log", yscale="log", xlabel="level t, of 1024", ylabel="bits per dimension, of one level",
           title=f"mnist-ddpm: {bound.total.mean() / bits:.2f} bits per dimension")
 right.legend(fontsize=8)
 for panel, picture in zip(panels.ravel(), [*new[:20], *nearest[:20]]):

@@ -1,5 +1,7 @@
 """What the exercises of lesson 7 should return."""
 
+from statistics import NormalDist
+
 import numpy as np
 from npdiffusion.diffusion import DDIMScheduler
 
@@ -43,7 +45,6 @@ def frechet_diagonal():
 
     That is what the distance means. In one dimension sorted pairs are best; the points here are quantiles.
     """
-    from statistics import NormalDist
     quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / 1000) for i in range(1000)])
     quantiles /= quantiles.std()
     rng = np.random.default_rng(0)
