@@ -142,7 +142,7 @@ top, bottom = figure.subfigures(2, 1, height_ratios=[3.2, 1])
 for (name, curve), style in zip(loss.items(), ["C0.-", "C1.-", "C0.--", "C1.--"]):
     left.loglog(np.array(levels) + 1, np.maximum(curve, 1e-9), style, label=name)
 left.axhline(1, color="0.6", ls=":", label="no answer: ε = 0")
-left.set(xlabel="level t + 1, of 256", ylabel="loss per pixel", ylim=(2e-6, 30), title="the loss, and its least")
+left.set(xlabel="level t + 1, of 256", ylabel="loss per pixel", ylim=(2e-6, 30), title="the loss and its minimum")
 left.legend(fontsize=8)
 right.stairs(per_level, bound.edges, fill=True, alpha=0.4)
 right.plot(0.7, bound.decoder.mean() / bits, "C3o", label="the last step, to 8-bit pixels")
