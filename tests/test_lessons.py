@@ -25,6 +25,10 @@ MISTAKES = {
     1: [("unbroadcast", "n == 1 and", "False and"),
         ("softmax_backward", "y * (g - (g * y).sum(-1, keepdims=True))", "g * y * (1 - y)"),
         ("accumulate", "gradients.get(parent, 0.0) +", "")],
+    4: [("soft_dice_backward", "(a - 2 * y * b) / b**2", "-2 * y / b"),  # b depends on p, too
+        ("upsample_backward", ".sum((1, 3))", "[:, 0, :, 0]"),
+        ("receptive_field", "(kernel - 1) * apart", "kernel - 1"),
+        ("mean_of_eight_ways", "predict(turned[:, ::-1])[:, ::-1]", "predict(turned[:, ::-1])")],
 }
 
 
