@@ -151,7 +151,7 @@ for (name, mask), style in zip(masks.items(), ("o-", "s-")):
     by_time.plot(*zip(*curves[name]), style, ms=4, label=name)
     by_distance.plot(distances, [100 * (mask != y_test)[distance == d].mean() for d in distances], style, ms=4)
 by_time.set(xlabel="seconds of training", ylabel="IoU on the test sections", xlim=(0, None), ylim=(0, 1))
-by_time.legend(loc="upper left", frameon=False)
+by_time.legend(loc="lower right", frameon=False)
 by_distance.axvline(0, color="k", lw=0.8)
 by_distance.set(xlabel="outside  ←  pixels from the edge of a label  →  inside", ylabel="wrong in %", ylim=(0, None))
 keep(figure, __file__)
