@@ -29,6 +29,10 @@ MISTAKES = {
         ("upsample_backward", ".sum((1, 3))", "[:, 0, :, 0]"),
         ("receptive_field", "(kernel - 1) * apart", "kernel - 1"),
         ("mean_of_eight_ways", "predict(turned[:, ::-1])[:, ::-1]", "predict(turned[:, ::-1])")],
+    9: [("gaussian_kl", "apart / np.exp(logvar_p)", "apart / np.exp(logvar_q)"),
+        ("reparametrised_gradient", "0.5 * np.exp(0.5 * logvar)", "np.exp(0.5 * logvar)"),  # as if to σ
+        ("wiener_gain", "np.sqrt(alpha_bar) * variances /", "variances /"),
+        ("errors_of_mean_and_sample", "return error, 2 * error", "return error, error")],
 }
 
 
