@@ -36,7 +36,7 @@ x_train, x_test = (folded(sections.images / np.float32(128) - 1) for sections in
 y_train, y_test = (folded(sections.masks).mean(1, keepdims=True) > 0.5 for sections in (train, test))
 
 # Mitochondria are rare. To call everything background is right nearly everywhere, and useless. So the score is the
-# intersection over union of the pixels predicted, P, and labelled, L:  IoU = |P ∩ L| / |P ∪ L|, here 0.
+# intersection over union of the pixels predicted, P, and labelled, L:  IoU = |P ∩ L| / |P ∪ L|, and 0 for this.
 
 print(f"all background: {np.mean(~y_test):.1%} of the pixels right")
 
@@ -114,7 +114,7 @@ for step in tqdm(range(STEPS)):
 ious = {name: curve[-1][1] for name, curve in curves.items()}
 for name, iou in ious.items():
     print(f"{name}: IoU {iou:.3f} after {STEPS} steps in {seconds[name]:.0f} s")
-assert 0 < ious["without skips"] < ious["with skips"] - 0.03
+assert 0.1 < ious["without skips"] < ious["with skips"] - 0.03
 
 # 4. Where the mistakes are
 #

@@ -97,10 +97,10 @@ scheduler, ddpm, wiener = DDPMScheduler(), pretrained("mnist-ddpm"), PCAWiener(t
 square = np.subtract.outer(np.arange(32), np.arange(32))**2
 kernels = [F.softmax(nd.Tensor(np.float32(-0.5 * square / width**2)), 1).data for width in np.geomspace(0.3, 30, 25)]
 blurs = [lambda x, kernel=kernel: (kernel @ x @ kernel.T).clip(-1, 1) for kernel in kernels]
-found = {}
+found, noises = {}, [rng.standard_normal(x.shape, dtype=np.float32) for x in (clean, tuning)]
 for t in tqdm(LEVELS, desc="levels"):
     alpha_bar = float(scheduler.alphas_cumprod[t])
-    x_t, tuning_t = (scheduler.add_noise(x, rng.standard_normal(x.shape, dtype=np.float32), t) for x in (clean, tuning))
+    x_t, tuning_t = (scheduler.add_noise(x, noise, t) for x, noise in zip((clean, tuning), noises))
     seen, tuning_seen = (x / np.float32(math.sqrt(alpha_bar)) for x in (x_t, tuning_t))
     blur = min(blurs, key=lambda blur: np.square(blur(tuning_seen) - tuning).mean())
     for name, pictures in {
@@ -151,7 +151,7 @@ for name, style in zip(list(found)[1:], ("C7v-", "C8^-", "C3o-", "k*--", "C4D-",
 left.set(xlabel="noise level t", ylabel="mean squared error (black −1, white 1)")
 left.grid(alpha=0.3, which="both")
 left.legend(loc="lower right")
-right.imshow(np.block([[x[-1, 0] for x in at] for at in found.values()]), cmap="gray", vmin=-1, vmax=1)
+right.imshow(np.block([[x[1, 0] for x in at] for at in found.values()]), cmap="gray", vmin=-1, vmax=1)
 right.set(xlabel="noise level t", xticks=32 * np.arange(len(LEVELS)) + 16, xticklabels=LEVELS,
           yticks=32 * np.arange(len(found)) + 16, yticklabels=found)
 keep(figure, __file__)
