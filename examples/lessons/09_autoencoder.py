@@ -49,7 +49,7 @@ x, noise, weight = (nd.Tensor(rng.standard_normal(shape)).tanh() for shape in ((
 assert nd.gradcheck(lambda mean, logvar: negative_elbo(lambda z: z @ weight, x, mean, logvar, noise),
                     [rng.standard_normal((4, 3)), rng.standard_normal((4, 3))])
 
-# 2. Training: two small networks, in a code of 20 numbers
+# 2. Training: two small networks, and a code of 20 numbers between them
 
 
 class VAE(nn.Module):
@@ -73,7 +73,7 @@ vae, losses = VAE(), []
 adam = Adam(vae.parameters(), lr=1e-3)
 for step in tqdm(range(1200), desc="VAE"):
     x = nd.Tensor(train.images[rng.integers(len(train), size=128)].reshape(128, -1))
-    loss = negative_elbo(vae.decoder, x, *vae.encode(x), nd.Tensor(rng.standard_normal((128, 20), np.float32)))
+    loss = negative_elbo(vae.decoder, x, *vae.encode(x), nd.Tensor(rng.standard_normal((128, vae.latent), np.float32)))
     adam.zero_grad()
     loss.backward()
     adam.step()
