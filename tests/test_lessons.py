@@ -27,7 +27,8 @@ MISTAKES = {
         ("accumulate", "gradients.get(parent, 0.0) +", "")],
     4: [("soft_dice_backward", "(a - 2 * y * b) / b**2", "-2 * y / b"),  # b depends on p, too
         ("upsample_backward", ".sum((1, 3))", "[:, 0, :, 0]"),
-        ("receptive_field", "(kernel - 1) * apart", "kernel - 1"),
+        ("tile_starts", "max(1, size - overlap)", "size"),
+        ("tile_starts", "min(start, size - tile)", "start"),
         ("mean_of_eight_ways", "predict(turned[:, ::-1])[:, ::-1]", "predict(turned[:, ::-1])")],
     9: [("gaussian_kl", "apart / np.exp(logvar_p)", "apart / np.exp(logvar_q)"),
         ("reparametrised_gradient", "0.5 * np.exp(0.5 * logvar)", "np.exp(0.5 * logvar)"),  # as if to σ

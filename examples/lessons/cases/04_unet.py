@@ -27,16 +27,17 @@ def upsample_backward():
         yield (g, k), dx
 
 
-def receptive_field():
-    """From the output back: which places each layer looks at, one by one."""
-    convolution, pooling = (3, 1), (2, 2)
-    for layers in [[], [convolution], [convolution, convolution], [convolution, pooling], [pooling, convolution],
-                   [(4, 4), (3, 1)], [convolution, pooling, pooling, convolution],
-                   [convolution, convolution, pooling, convolution, convolution, pooling, (5, 1)]]:
-        seen = {0}
-        for kernel, stride in reversed(layers):
-            seen = {stride * place + i for place in seen for i in range(kernel)}
-        yield (layers,), max(seen) - min(seen) + 1
+def tile_starts():
+    """Tile by tile, until each pixel is covered."""
+    for size, tile, overlap in [(3, 4, 0), (4, 4, 1), (8, 4, 0), (5, 4, 2), (10, 4, 2), (11, 4, 2), (100, 32, 8)]:
+        starts, covered = [0], set(range(tile))
+        while not covered.issuperset(range(size)):
+            start = starts[-1] + tile - overlap
+            while start + tile > size:
+                start -= 1
+            starts.append(start)
+            covered.update(range(start, start + tile))
+        yield (size, tile, overlap), starts
 
 
 def mean_of_eight_ways():

@@ -21,13 +21,13 @@ def upsample_backward(g, k):
     """
 
 
-def receptive_field(layers):
-    """How many pixels of the input, along one axis, a single output of a stack of convolutions and poolings sees.
+def tile_starts(size, tile, overlap):
+    """Where tiles start along one axis of a picture that is too large for the network to see at once.
 
-    A layer of kernel k looks at k neighbours in its own input. These lie as many input pixels apart as the product of
-    all strides before it. One output with no layers before it sees one pixel.
+    Each tile shares ``overlap`` pixels with the one before it. The last, which need not fit, is moved back so that it
+    ends at the edge. There are as few tiles as cover the picture; one, at 0, for a picture no larger than a tile.
 
-    layers: [(kernel size, stride), …] from the input on; a 2 × 2 max pooling is (2, 2). Returns an int.
+    size, tile, overlap: in pixels, overlap < tile. Returns a list of ints.
     """
 
 

@@ -14,12 +14,9 @@ def upsample_backward(g, k):
     return g.reshape(h // k, k, w // k, k).sum((1, 3))  # over the copies of each pixel
 
 
-def receptive_field(layers):
-    size, apart = 1, 1
-    for kernel, stride in layers:
-        size += (kernel - 1) * apart  # its outermost neighbours lie so far apart
-        apart *= stride
-    return size
+def tile_starts(size, tile, overlap):
+    # a further tile is needed if more than the overlap is left after its start
+    return [max(0, min(start, size - tile)) for start in range(0, max(1, size - overlap), tile - overlap)]
 
 
 def mean_of_eight_ways(predict, x):
