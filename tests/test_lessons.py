@@ -25,6 +25,22 @@ MISTAKES = {
     1: [("unbroadcast", "n == 1 and", "False and"),
         ("softmax_backward", "y * (g - (g * y).sum(-1, keepdims=True))", "g * y * (1 - y)"),
         ("accumulate", "gradients.get(parent, 0.0) +", "")],
+    2: [("output_size", "dilation * (kernel - 1) - 1", "dilation * kernel"),
+        ("output_size", "2 * padding", "padding"),
+        ("conv2d", "dilation * (w.shape[2] - 1) + 1", "dilation * w.shape[2]"),
+        ("conv2d", ".reshape(len(w), n, p, q).swapaxes(0, 1)", ".reshape(n, len(w), p, q)"),
+        ("conv_transpose2d_backward", "ncpqij -> nopq", "ncpqji -> nopq"),
+        ("conv_transpose2d_backward", ", x, windows)", ", x / len(x), windows)"),
+        ("winograd_tile", "G @ f @ G.T", "(G @ f) @ (G @ f).T")],
+    3: [("avg_pool2d_backward", "(window.shape[2] * window.shape[3])", "K ** 2"),
+        ("avg_pool2d_backward", "window += ", "window[...] = "),
+        ("rms_norm_backward", "h, xhat = g * weight, x * r", "h, xhat = g, x * r"),
+        ("rms_norm_backward", "r * (h - xhat *", "r * (h - h.mean(-1, keepdims=True) - xhat *"),
+        ("attention_backward", "ds = a * (da - (a * da).sum(-1, keepdims=True)) / np.sqrt(d)",
+         "ds = a * (da - (a * da).sum(-1, keepdims=True))"),
+        ("attention_backward", "ds.T @ q", "ds @ q"),
+        ("receptive_field", "reversed(layers)", "layers"),
+        ("receptive_field", "stride - padding + kernel - 1", "stride + padding + kernel - 1")],
     4: [("soft_dice_backward", "(a - 2 * y * b) / b**2", "-2 * y / b"),  # b depends on p, too
         ("upsample_backward", ".sum((1, 3))", "[:, 0, :, 0]"),
         ("tile_starts", "max(1, size - overlap)", "size"),
@@ -34,6 +50,12 @@ MISTAKES = {
         ("reparametrised_gradient", "0.5 * np.exp(0.5 * logvar)", "np.exp(0.5 * logvar)"),  # as if to σ
         ("wiener_gain", "np.sqrt(alpha_bar) * variances /", "variances /"),
         ("errors_of_mean_and_sample", "return error, 2 * error", "return error, error")],
+    11: [("block_of_pixel", "down, across = -(-H // T), -(-W // T)", "down, across = H // T, W // T"),
+         ("block_of_pixel", "p // T * across", "p // T * down"),
+         ("memory_lines", "4 * elements // 128", "elements // 128"),
+         ("tree_sum", "x[:half] + x[half:]", "x[::2] + x[1::2]"),
+         ("attainable", "(T + K - 1) ** 2", "T ** 2"),
+         ("attainable", "min(peak, intensity * bandwidth)", "intensity * bandwidth")],
 }
 
 
@@ -81,8 +103,8 @@ def test_check_says_what_is_wrong_and_how_far_one_is(tmp_path):
     missing = run(course / "check.py", 1, cwd=tmp_path)
     assert missing.returncode == 1 and "unbroadcast: not written yet" in missing.stdout
     for body, said in [("return g", r"g +\[6. 5.\]\n +shape +\(1,\)\n +returns +\[6. 5.\]\n +should be +\[11.\]"),
-                       ("return g.sun()", r"raises +AttributeError: .* 'sun' \(line 17\)"),
-                       ("return g.sum(", r"does not run: SyntaxError.*\(line 17\)"),
+                       ("return g.sun()", r"raises +AttributeError: .* 'sun' \(line 15\)"),
+                       ("return g.sum(", r"does not run: SyntaxError.*\(line 15\)"),
                        ("r = 1 * g; g += 1; return r", "changes +its arguments")]:
         lines = text.split("\n")
         end = next(i for i, line in enumerate(lines) if line.startswith(begun)) + 2

@@ -127,18 +127,18 @@ assert np.allclose(theirs.grad, weights.grad, rtol=1e-12)
 
 figure = Figure(figsize=(10, 4), layout="constrained")
 graph, check = figure.subplots(1, 2, width_ratios=[1, 1.3])
-place = dict(zip(f.tape(), [(0.5, 3), (-0.2, 2), (0.5, 1)]))  # x, sin, ×
-for value, at in place.items():
-    graph.text(*at, f"{value.name or 'x'}\n{value.data:.3f}\ngradient {float(value.grad):.3f}", ha="center",
-               va="center", bbox=dict(boxstyle="round", fc="white"))
+place = dict(zip(f.tape(), [(0.5, 3), (-0.3, 2), (0.5, 1)]))
+for (value, at), name in zip(place.items(), ["x", "sin x", "x sin x"]):
+    graph.text(*at, f"{name}\n{value.data:.3f}\ngradient {float(value.grad):.3f}", ha="center", va="center",
+               bbox=dict(boxstyle="round", fc="white"))
     for parent in value.parents:
-        graph.annotate("", at, place[parent], arrowprops=dict(arrowstyle="->", shrinkA=28, shrinkB=28))
-graph.set(xlim=(-0.7, 1.0), ylim=(0.5, 3.5), title="the tape of f(x) = x sin x at x = 2")
+        graph.annotate("", at, place[parent], arrowprops=dict(arrowstyle="->", shrinkA=36, shrinkB=36))
+graph.set(xlim=(-0.7, 0.9), ylim=(0.5, 3.5), title="the tape of f(x) = x sin x at x = 2")
 graph.set_axis_off()
 check.loglog(steps, right, "o-", ms=4, label="gradient by the tape")
 check.loglog(steps, wrong, "s-", ms=4, label="tanh' = 1 − tanh: a mistake")
 check.set(xlabel="step h", ylabel="relative difference from the slope", title="a gradient check")
-check.legend()
+check.legend(loc=(0.25, 0.65))
 keep(figure, __file__)
 
 # Try: plant a mistake of your own (let __mul__ pass (g, g) on) and watch an assertion fail. Make `parent.grad + g` a
