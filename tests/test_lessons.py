@@ -41,6 +41,11 @@ MISTAKES = {
         ("attention_backward", "ds.T @ q", "ds @ q"),
         ("receptive_field", "reversed(layers)", "layers"),
         ("receptive_field", "stride - padding + kernel - 1", "stride + padding + kernel - 1")],
+    4: [("soft_dice_backward", "(a - 2 * y * b) / b**2", "-2 * y / b"),  # b depends on p, too
+        ("upsample_backward", ".sum((1, 3))", "[:, 0, :, 0]"),
+        ("tile_starts", "max(1, size - overlap)", "size"),
+        ("tile_starts", "min(start, size - tile)", "start"),
+        ("mean_of_eight_ways", "predict(turned[:, ::-1])[:, ::-1]", "predict(turned[:, ::-1])")],
     5: [("betas_from", "np.concatenate([[1.0], alphas_cumprod[:-1]])", "np.roll(alphas_cumprod, 1)"),
         ("posterior", "np.sqrt(alpha_bar_prev) / (1 - alpha_bar_prev) * x0", "x0 / (1 - alpha_bar_prev)"),
         ("posterior", "return mean, 1 / precision", "return mean, 1 - alpha"),  # β_t, the step's own variance
@@ -62,6 +67,10 @@ MISTAKES = {
         ("spaced_timesteps", "wanted = np.linspace(log_snr[-1], log_snr[0], n)",
          "wanted = log_snr[np.linspace(len(log_snr) - 1, 0, n).round().astype(int)]"),  # evenly in t
         ("frechet_diagonal", "(std_a - std_b)**2", "(std_a**2 - std_b**2)**2")],
+    9: [("gaussian_kl", "apart / np.exp(logvar_p)", "apart / np.exp(logvar_q)"),
+        ("reparametrised_gradient", "0.5 * np.exp(0.5 * logvar)", "np.exp(0.5 * logvar)"),  # as if to σ
+        ("wiener_gain", "np.sqrt(alpha_bar) * variances /", "variances /"),
+        ("errors_of_mean_and_sample", "return error, 2 * error", "return error, error")],
     11: [("block_of_pixel", "down, across = -(-H // T), -(-W // T)", "down, across = H // T, W // T"),
          ("block_of_pixel", "p // T * across", "p // T * down"),
          ("memory_lines", "4 * elements // 128", "elements // 128"),
