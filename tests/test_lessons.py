@@ -25,6 +25,12 @@ MISTAKES = {
     1: [("unbroadcast", "n == 1 and", "False and"),
         ("softmax_backward", "y * (g - (g * y).sum(-1, keepdims=True))", "g * y * (1 - y)"),
         ("accumulate", "gradients.get(parent, 0.0) +", "")],
+    8: [("guided_x0", "v_none + s * (v_label - v_none)", "v_none + s * v_label"),
+        ("drop_labels", "num_classes, labels)", "0, labels)"),
+        ("drop_labels", "noise < probability", "noise > probability"),
+        ("classifier_score", "(means[c] - p @ means)", "(means[c] - x)"),
+        ("classifier_score", " / sigma**2\n\n", "\n\n"),
+        ("without_label", "(p[:, :, None] * epsilons).sum(0) / p.sum(0)[:, None]", "epsilons.mean(0)")],
 }
 
 
