@@ -31,6 +31,12 @@ MISTAKES = {
         ("classifier_score", "(means[c] - p @ means)", "(means[c] - x)"),
         ("classifier_score", " / sigma**2\n\n", "\n\n"),
         ("without_label", "(p[:, :, None] * epsilons).sum(0) / p.sum(0)[:, None]", "epsilons.mean(0)")],
+    10: [("velocity_of_epsilon", "(epsilon - x) / (1 - t)", "epsilon - x"),
+         ("heun", "if after != 0:", "if True:"),
+         ("heun", "(after - now) * slope, after)", "(after - now) * slope, now)"),
+         ("log_density_change", "-np.mean", "np.mean"),
+         ("pair", "paired[np.argsort(noise)]", "paired[:]"),
+         ("pair", "paired[np.argsort(noise)] = np.sort(x0)", "paired[:] = np.sort(x0)[np.argsort(noise)]")],
 }
 
 
