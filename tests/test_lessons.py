@@ -37,6 +37,12 @@ MISTAKES = {
          ("log_density_change", "-np.mean", "np.mean"),
          ("pair", "paired[np.argsort(noise)]", "paired[:]"),
          ("pair", "paired[np.argsort(noise)] = np.sort(x0)", "paired[:] = np.sort(x0)[np.argsort(noise)]")],
+    12: [("pooling_pinv", "y.repeat(k, 0).repeat(k, 1)", "y.repeat(k, 0).repeat(k, 1) / k**2"),
+         ("consistent", "y - forward(x)", "y"),
+         ("pull_on_estimate", "sigma**2 * np.eye", "sigma * np.eye"),
+         ("pull_on_estimate", "r**2 * A @ A.T", "A @ A.T"),
+         ("fill", "(x - mean)[known]", "x[known]"),
+         ("fill", "mean + C[:, known]", "C[:, known]")],
 }
 
 

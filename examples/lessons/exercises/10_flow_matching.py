@@ -13,8 +13,8 @@ def velocity_of_epsilon(x, epsilon, t):
 def heun(u, x, times):
     """The end of the path dx/dt = u(x, t) by Heun's method, which is of second order.
 
-    Each step takes Euler's to where it leads, asks for the velocity there, too, and goes from the old place with the mean
-    of both. But where the time of arrival is 0, u(x, 0) is 0/0: there the step stays Euler's (Karras et al. 2022,
+    Each step takes Euler's to where it leads, asks for the velocity there, too, and goes from the old place with the
+    mean of both. But where the time of arrival is 0, u(x, 0) is 0/0: there the step stays Euler's (Karras et al. 2022,
     algorithm 1).
 
     u: a function of x and t. x: the place at times[0]. times: floats, falling. Returns the place at times[-1].
