@@ -87,9 +87,9 @@ def sample(y, operator, rng, guided=True, steps=32):
 
 # 3. A hole, and four by four pixels as one
 #
-# Test digits, each drawn four times, against the naive way (what was measured is put into x_t, as noisy as x_t is), the
-# mean of the pixels around the hole or bicubic interpolation, and the mean of 10,000 training digits x_i, weighted by
-# exp(−|y − A x_i|²/8), close to the answer if there were no other digits. All in PSNR of the pixels not measured.
+# Test digits, each drawn four times, against the naive way (what was measured is put into x_t, as noisy as x_t is); the
+# mean of the pixels around the hole, or bicubic interpolation; and the posterior mean if all digits were 10,000 training
+# digits x_i, and y had noise of σ = 2: weights exp(−|y − A x_i|²/8). PSNR counts the hole, or else all pixels.
 
 images, known = digits("test").images[:12], digits("train").images[:10000]
 hole = np.zeros((32, 32), bool)
@@ -114,7 +114,7 @@ for operator, where, simple in ((Inpaint(~hole), hole, around), (AveragePool(4),
     found, trail = sample(np.concatenate([y] * 4), operator, rng)
     naive, _ = sample(np.concatenate([y] * 2), operator, rng, guided=False)
     found, naive = found.reshape(4, *images.shape), naive.reshape(2, *images.shape)
-    misfit = np.square(y[:, None] - operator.forward(known)).sum((2, 3, 4))
+    misfit = np.stack([np.square(one - operator.forward(known)).sum((1, 2, 3)) for one in y])
     weights = np.exp((misfit.min(1, keepdims=True) - misfit) / 8)
     bank = np.tensordot(weights / weights.sum(1, keepdims=True), known, 1)
     results = {"naive": naive, simple.__name__: simple(y), "training digits": bank, "guided": found,
