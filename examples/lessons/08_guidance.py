@@ -137,7 +137,7 @@ for axes, (s, x) in zip(left.subplots(3, 1, sharex=True), ends.items()):
     axes.hist(x, np.linspace(-2.4, 2.4, 97), density=True, alpha=0.5)
     axes.plot(grid, tilted[s], "k", lw=1)
     axes.set(yticks=[], ylabel=f"s = {s}")
-left.suptitle(r"exact over x: samples (filled), $p(x)\,p(c\,|\,x)^s$ (line); class c is on the right", fontsize=11)
+left.suptitle(r"samples (filled) and $p(x)\,p(c\,|\,x)^s$ (line); class c: right", fontsize=11)
 axes, colours, one = right.subplots(), matplotlib.colormaps["tab10"].colors, (reads[0] != 8).sum(0).argmax()
 for i, j in np.ndindex(len(scales), len(levels)):
     ink, digit = (found[i][j * len(eights) + one, 0, :, :, None] + 1) / 2, reads[i, j, one]
@@ -151,7 +151,7 @@ for s, row, colour in zip(scales, stays, matplotlib.colormaps["viridis"](np.lins
 stay.set(xlabel="level t of the noise", ylabel="still read as 8 (%)", title=f"{len(eights)} eights")
 cost.plot(strengths, distances / distances.min(), "o-", color="C3", label="Fréchet distance, least = 1")
 cost.plot(strengths, spreads, "s-", color="C0", label="spread within a class, real digits = 1")
-cost.set(xlabel="guidance s", ylim=(0, None), title="200 new digits")
+cost.set(xlabel="guidance s", ylabel="relative", ylim=(0, None), title="200 new digits")
 stay.legend(fontsize=8)
 cost.legend(fontsize=8)
 keep(figure, __file__)

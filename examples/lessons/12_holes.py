@@ -88,8 +88,8 @@ def sample(y, operator, rng, guided=True, steps=32):
 # 3. A hole, and four by four pixels as one
 #
 # Test digits, each drawn four times, against the naive way (what was measured is put into x_t, as noisy as x_t is); the
-# mean of the pixels around the hole, or bicubic interpolation; and the posterior mean if all digits were 10,000 training
-# digits x_i, and y had noise of σ = 2: weights exp(−|y − A x_i|²/8). PSNR counts the hole, or else all pixels.
+# mean of the pixels around the hole, or bicubic interpolation; the posterior mean if 10,000 training digits x_i were
+# all digits, and y had noise of σ = 2: weights exp(−|y − A x_i|²/8). PSNR counts the hole, or else all pixels.
 
 images, known = digits("test").images[:12], digits("train").images[:10000]
 hole = np.zeros((32, 32), bool)
