@@ -144,6 +144,7 @@ def test_check_says_what_is_wrong_and_how_far_one_is(tmp_path):
     for body, said in [("return g", r"g +\[6. 5.\]\n +shape +\(1,\)\n +returns +\[6. 5.\]\n +should be +\[11.\]"),
                        ("return g.sun()", r"raises +AttributeError: .* 'sun' \(line 15\)"),
                        ("return g.sum(", r"does not run: SyntaxError.*\(line 15\)"),
+                       ("g.sum()", "returns +None: is a return missing"),
                        ("r = 1 * g; g += 1; return r", "changes +its arguments")]:
         lines = text.split("\n")
         end = next(i for i, line in enumerate(lines) if line.startswith(begun)) + 2
