@@ -102,9 +102,11 @@ def show(value):
         return f"{value:.7g}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, (tuple, list)):
-        apart = ",\n" if any(np.ndim(v) > 1 for v in value if isinstance(v, np.ndarray)) else ", "
-        return "({})".format(apart.join(map(show, value)))
+    if isinstance(value, list):
+        return "[" + ", ".join(map(show, value)) + "]"
+    if isinstance(value, tuple):
+        apart = ",\n " if any(isinstance(v, np.ndarray) and v.ndim > 1 for v in value) else ", "
+        return "(" + apart.join(textwrap.indent(show(v), " ").lstrip() for v in value) + ",)"[len(value) > 1:]
     if callable(value):
         said = inspect.getdoc(value)
         return getattr(value, "__name__", type(value).__name__) + (f": {said.splitlines()[0]}" if said else "")
