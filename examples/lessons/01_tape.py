@@ -31,6 +31,13 @@ print("f'(2) measured:", slope(lambda x: x * np.sin(x), 2.0), " on paper:", np.s
 # then dL/dx = dL/dy · g'(x): what it takes is local. So each operation leaves behind, on a tape, what it was made from
 # and how a gradient of its result becomes gradients of its inputs. Then one walk from the end to the beginning finds
 # all derivatives, for the price of a few runs. Where a value was used twice, both uses count: their parts are *added*.
+#
+# With arrays: write ⟨a, b⟩ for the sum of the products of all elements, and δ for a small change. If δL = ⟨g, δx⟩ for
+# every δx, then g is the gradient of L with respect to x. Of a matrix product y = A B, with the gradient g of y,
+#
+#     δL = ⟨g, δA B⟩ + ⟨g, A δB⟩ = ⟨g Bᵀ, δA⟩ + ⟨Aᵀ g, δB⟩,
+#
+# and what stands beside δA and δB are their gradients. All rules below are found in this way.
 
 
 class Value:
@@ -43,10 +50,10 @@ class Value:
     def __add__(self, other):
         return Value(self.data + other.data, (self, other), "+", lambda g: (g, g))
 
-    def __mul__(self, other):  # d(ab) = b da + a db
+    def __mul__(self, other):  # δ(ab) = b δa + a δb
         return Value(self.data * other.data, (self, other), "×", lambda g: (g * other.data, g * self.data))
 
-    def __matmul__(self, other):  # <g, dA B> = <g Bᵀ, dA> and <g, A dB> = <Aᵀ g, dB>
+    def __matmul__(self, other):
         return Value(self.data @ other.data, (self, other), "@", lambda g: (g @ other.data.T, self.data.T @ g))
 
     def sin(self):
@@ -89,7 +96,8 @@ assert np.isclose(x.grad, np.sin(2) + 2 * np.cos(2))
 #
 # Arrays have many derivatives. Measuring them one by one is slow; instead draw a random direction v and compare one
 # number: ⟨gradient, v⟩ with the slope along v. A wrong gradient passes only if its error is at a right angle to v.
-# Beware of a loss such as y.sum(), in which some mistakes add up to nothing: weight the results at random, by u.
+# Beware of a loss such as y.sum(): the outputs of a softmax sum to 1, so its gradient is 0, and so is that of many
+# mistakes. Weight the results at random, by u. (Below, the median of 20 directions: along some the slope is near 0.)
 
 rng = np.random.default_rng(0)
 x, w, u = rng.standard_normal((5, 3)), rng.standard_normal((3, 4)), rng.standard_normal((5, 4))
@@ -112,7 +120,7 @@ planted = x.T @ (u * (1 - np.tanh(x @ w)))  # somebody forgot the square
 steps = 10.0 ** np.arange(-12, 0.5, 0.5)
 right, wrong = (np.array([np.median([disagreement(g, h) for _ in range(20)]) for h in steps])
                 for g in (weights.grad, planted))
-print(f"best agreement: {right.min():.0e} for the tape, {wrong.min():.0e} for the gradient with a mistake in it")
+print(f"smallest relative difference: {right.min():.0e} by the tape, {wrong.min():.0e} with a mistake in the gradient")
 assert right.min() < 1e-8 < 1e-2 < wrong.min()
 
 # The package's own tape (npdiffusion/tensor.py) works the same way. It comes to the same gradient.
@@ -121,9 +129,10 @@ theirs = nd.Tensor(w, requires_grad=True)
 (nd.functional.tanh(nd.Tensor(x) @ theirs) * nd.Tensor(u)).sum().backward()
 assert np.allclose(theirs.grad, weights.grad, rtol=1e-12)
 
-# The figure: on the left the tape of f(x) = x sin x at x = 2 with each value and, below it, df/dvalue. On the right the
-# check: a long step h suffers from the curve (error ∝ h²), a short one from rounding (∝ 1/h); between them the right
-# gradient agrees to ten digits. The one with a mistake never does, wherever we look.
+# The figure: on the left the tape of f(x) = x sin x at x = 2, each value with df/dvalue below it, and beside the arrows
+# what is passed back along them: x was used twice, and gets the sum. On the right the check: a long step h suffers from
+# the curve (error ∝ h², and at h = 1 no gradient agrees), a short one from rounding (∝ 1/h); between them the right
+# gradient agrees to ten digits. The one with a mistake never does.
 
 figure = Figure(figsize=(10, 4), layout="constrained")
 graph, check = figure.subplots(1, 2, width_ratios=[1, 1.3])
@@ -131,9 +140,11 @@ place = dict(zip(f.tape(), [(0.5, 3), (-0.3, 2), (0.5, 1)]))
 for (value, at), name in zip(place.items(), ["x", "sin x", "x sin x"]):
     graph.text(*at, f"{name}\n{value.data:.3f}\ngradient {float(value.grad):.3f}", ha="center", va="center",
                bbox=dict(boxstyle="round", fc="white"))
-    for parent in value.parents:
-        graph.annotate("", at, place[parent], arrowprops=dict(arrowstyle="->", shrinkA=36, shrinkB=36))
-graph.set(xlim=(-0.7, 0.9), ylim=(0.5, 3.5), title="the tape of f(x) = x sin x at x = 2")
+    for parent, g in zip(value.parents, value.pass_on(value.grad)):
+        graph.annotate("", place[parent], at, arrowprops=dict(arrowstyle="->", shrinkA=36, shrinkB=36))
+        graph.text(*np.add(at, place[parent]) / 2, f"{float(g):.3f}", color="C3", ha="center",
+                   bbox=dict(fc="white", ec="white"))
+graph.set(xlim=(-0.7, 0.9), ylim=(0.5, 3.5), title="the tape of f(x) = x sin x at x = 2, walked back")
 graph.set_axis_off()
 check.loglog(steps, right, "o-", ms=4, label="gradient by the tape")
 check.loglog(steps, wrong, "s-", ms=4, label="tanh' = 1 − tanh: a mistake")
@@ -141,5 +152,5 @@ check.set(xlabel="step h", ylabel="relative difference from the slope", title="a
 check.legend(loc=(0.25, 0.65))
 keep(figure, __file__)
 
-# Try: plant a mistake of your own (let __mul__ pass (g, g) on) and watch an assertion fail. Make `parent.grad + g` a
-# plain `g`: which of the checks notices? Then the exercises: exercises/01_tape.py.
+# Try: let __mul__ pass (g, g) on, or make `parent.grad + g` a plain `g`. The first assertion fails: take it out. Which
+# of the two does the gradient check notice, and why not the other? Then the exercises: exercises/01_tape.py.

@@ -111,7 +111,7 @@ def show(value):
         said = inspect.getdoc(value)
         return getattr(value, "__name__", type(value).__name__) + (f": {said.splitlines()[0]}" if said else "")
     with np.printoptions(precision=6, threshold=60, suppress=True):
-        return str(value)
+        return repr(value) if isinstance(value, str) else str(value)
 
 
 def told(error, path):

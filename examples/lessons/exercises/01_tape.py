@@ -15,10 +15,10 @@ def unbroadcast(g, shape):
 
 
 def softmax_backward(g, y):
-    """dx of y = softmax(x) along the last axis: y_i = exp(x_i) / Σ_j exp(x_j).
+    """The gradient of x, for y = softmax(x) along the last axis: y_i = exp(x_i) / Σ_j exp(x_j).
 
-    Every y_i depends on every x_j. Write dy_i = Σ_j (…) dx_j, put that into Σ_i g_i dy_i, and collect what stands
-    before dx_j.
+    Every y_i depends on every x_j. Write δy_i = Σ_j (…) δx_j, put that into Σ_i g_i δy_i, and collect what stands
+    before δx_j.
 
     g, y: (..., n): the gradient of the result, and the result. Returns an array of the same shape.
     """

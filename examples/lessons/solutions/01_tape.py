@@ -8,7 +8,7 @@ def unbroadcast(g, shape):
 
 
 def softmax_backward(g, y):
-    # dy_i = y_i (dx_i − Σ_j y_j dx_j), so Σ_i g_i dy_i = Σ_j y_j (g_j − Σ_i g_i y_i) dx_j
+    # δy_i = y_i (δx_i − Σ_j y_j δx_j), so Σ_i g_i δy_i = Σ_j y_j (g_j − Σ_i g_i y_i) δx_j
     return y * (g - (g * y).sum(-1, keepdims=True))
 
 
