@@ -36,7 +36,7 @@ def conv_loops(x, w):
 # 2. Columns
 #
 # The sum runs over (c, i, j). So let these number the rows of a matrix, and (n, p, q) its columns, each of which is the
-# window that this pixel of the result sees. With w as a matrix of O rows,  y = w · columns(x)  is one matrix product.
+# window that this pixel of the result sees. With w as a matrix of O rows,  y = w columns(x)  is one matrix product.
 # Each pixel of x is copied up to K² times for it.
 
 
@@ -52,17 +52,17 @@ def conv(x, w):
 
 # 3. Backwards
 #
-# Write ⟨a, b⟩ for the sum of the products of all elements, and let g be the gradient of the loss with respect to y. As
-# in lesson 1, ⟨g, w · columns(x)⟩ tells both gradients: dw = g · columns(x)ᵀ, and wᵀ · g, the gradient of the columns.
-# A pixel of x stands in up to K² columns, so it gets the sum of what these get. That is the adjoint of taking columns,
-# col2im:  ⟨columns(x), c⟩ = ⟨x, col2im(c)⟩  for all x and c.
+# Let g be the gradient of the loss with respect to y, as a matrix of O rows, too. The rule of lesson 1 for a product
+# tells both gradients: dw = g columns(x)ᵀ, and wᵀ g, the gradient of the columns. A pixel of x stands in up to K²
+# columns, so it gets the sum of what these get. That is the adjoint of taking columns, col2im:
+# ⟨columns(x), b⟩ = ⟨x, col2im(b)⟩  for all x and b.
 
 
-def col2im(c, shape, K):
+def col2im(b, shape, K):
     N, C, H, W = shape
-    x, c = np.zeros(shape, c.dtype), c.reshape(C, K, K, N, H - K + 1, W - K + 1)
+    x, b = np.zeros(shape, b.dtype), b.reshape(C, K, K, N, H - K + 1, W - K + 1)
     for i, j in np.ndindex(K, K):
-        x[:, :, i : i + H - K + 1, j : j + W - K + 1] += c[:, i, j].swapaxes(0, 1)
+        x[:, :, i : i + H - K + 1, j : j + W - K + 1] += b[:, i, j].swapaxes(0, 1)
     return x
 
 
@@ -74,9 +74,9 @@ def conv_backward(g, x, w):
 
 rng = np.random.default_rng(0)
 x, w, g = (rng.standard_normal(shape) for shape in ((2, 3, 7, 6), (4, 3, 3, 3), (2, 4, 5, 4)))
-c = rng.standard_normal(columns(x, 3).shape)
+b = rng.standard_normal(columns(x, 3).shape)
 assert np.allclose(conv(x, w), conv_loops(x, w))
-assert np.isclose((columns(x, 3) * c).sum(), (x * col2im(c, x.shape, 3)).sum())
+assert np.isclose((columns(x, 3) * b).sum(), (x * col2im(b, x.shape, 3)).sum())
 theirs = [nd.Tensor(a, requires_grad=True) for a in (x, w)]
 (F.conv2d(*theirs) * nd.Tensor(g)).sum().backward()
 assert all(np.allclose(t.grad, mine) for t, mine in zip(theirs, conv_backward(g, x, w)))
@@ -99,8 +99,12 @@ assert np.allclose(A @ digit.ravel(), y.ravel()) and np.allclose(A.T @ g.ravel()
 # 5. Fewer multiplications
 #
 # Two neighbouring results of a filter f with three taps, from four numbers d, are 6 products. Winograd (1980) takes 4:
-# Aᵀ[(G f) ⊙ (Bᵀ d)], ⊙ element by element (Lavin & Gray 2015, section 4.1). All else are additions, and G f serves the
-# whole picture. Along both axes, 2 × 2 results take 4² = 16 products, not 36; the package's 4 × 4 take 36, not 144.
+#
+#     m_1 = (d_0 − d_2) f_0              m_2 = (d_1 + d_2) (f_0 + f_1 + f_2)/2             y_0 = m_1 + m_2 + m_3
+#     m_4 = (d_1 − d_3) f_2              m_3 = (d_2 − d_1) (f_0 − f_1 + f_2)/2             y_1 = m_2 − m_3 − m_4
+#
+# or y = Aᵀ[(G f) ⊙ (Bᵀ d)], ⊙ element by element (Lavin & Gray 2015, section 4.1). G f is made once for all pixels.
+# Along both axes, 2 × 2 results take 4² = 16 products, not 36; the package's 4 × 4 take 36, not 144.
 
 BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -110,16 +114,17 @@ assert np.array_equal(AT @ ((G @ f) * (BT @ d)), [d[:3] @ f, d[1:] @ f])
 
 # 6. The ladder
 #
-# A layer of a UNet, C to C channels on 4 pictures, on one core. The package takes Winograd's way by itself, but not
-# where a pixel is much darker than others, which would lose digits: one black pixel makes it use columns, which it
-# builds piece by piece (lesson 11 says why). Python's loops are timed on a small part and scaled up.
+# A layer of a UNet, C to C channels on 4 pictures, on one core. The package takes Winograd's way by itself, unless a
+# pixel is far smaller than its neighbours in all channels, and would drown in their rounding errors. So one pixel of
+# zeros makes it use columns, built piece by piece, which stay in a cache (lesson 11). Python's loops are timed on a
+# small part and scaled up.
 
 C = 64
 x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, C, 34, 34), (C, C, 3, 3)))
 black, ready = x * (np.arange(34 * 34).reshape(34, 34) > 0), columns(x, 3)
 rungs = {
     "seven loops in Python": lambda: conv_loops(x[:1, :, :5, :5], w[:4]),
-    "seven loops in C": lambda: np.einsum("ncpqij, ocij -> nopq", sliding_window_view(x, (3, 3), (2, 3)), w),
+    "seven loops in C (einsum)": lambda: np.einsum("ncpqij, ocij -> nopq", sliding_window_view(x, (3, 3), (2, 3)), w),
     "a product for each tap": lambda: plain.conv2d(x, w, None, (32, 32), (1, 1), (0, 0), (1, 1), 1),
     "columns, one product": lambda: conv(x, w),
     "columns in pieces": lambda: F.conv2d(nd.Tensor(black), nd.Tensor(w)),
@@ -136,9 +141,10 @@ for name, t, rate in zip(rungs, seconds, rates):
     print(f"{name:36s} {1000 * t:11.1f} ms {rate:9.3f} GFLOP/s")
 assert seconds[0] > 100 * seconds[3]
 
-# The figure: above, each row of A picks a window of the digit, and gives a pixel of y. Below, the way back: each pixel
-# of g stamps the filter into dx, and where stamps overlap they add. Right, the ladder. A product of matrices is fast
-# since each number, once fetched, serves many multiplications. Winograd's way, with fewer, can beat the product alone.
+# The figure (red: above 0, blue: below): above, each row of A picks a window of the digit, and gives a pixel of y.
+# Below, the way back: each pixel of g stamps the filter into dx, and where stamps overlap they add. Right, the ladder.
+# A product of matrices is fast since each number, once fetched, serves many multiplications. Winograd's way, with
+# fewer, can beat the product alone; its GFLOP/s count the multiplications of the direct way.
 
 figure = Figure(figsize=(13, 5), layout="constrained")
 left, right = figure.subfigures(1, 2)
@@ -147,14 +153,14 @@ for axes, (title, picture) in zip(left.subplots(2, 3, width_ratios=[1, 1.6, 1]).
     axes.imshow(picture.squeeze() / abs(picture).max(), "gray" if picture is digit else "RdBu_r", vmin=-1, vmax=1)
     axes.set(title=title, xticks=[], yticks=[])
 ladder = right.subplots()
-ladder.barh(list(rungs)[:-1], seconds[:-1])
+ladder.plot(seconds[:-1], list(rungs)[:-1], "o")
 for i, (t, rate) in enumerate(zip(seconds[:-1], rates)):
-    ladder.text(1.2 * t, i, f"{t:.3g} s, {rate:.3g} GFLOP/s", va="center", bbox=dict(fc="white", ec="none", pad=1))
+    ladder.text(1.6 * t, i, f"{t:.3g} s, {rate:.3g} GFLOP/s", va="center", bbox=dict(fc="white", ec="none", pad=1))
 ladder.axvline(seconds[-1], color="k", ls=":", zorder=0, label="the product alone, columns being ready")
-ladder.set(xscale="log", xlim=(1e-3, 1e6), ylim=(6.2, -0.6), xlabel="seconds on one core",
+ladder.set(xscale="log", xlim=(1e-3, 3e5), ylim=(6.2, -0.6), xlabel="seconds on one core",
            title=f"one layer: 4 pictures of 32 × 32, {C} to {C} channels")
 ladder.legend(loc="lower right", frameon=False)
 keep(figure, __file__)
 
-# Try: write = in place of += in col2im. Which assertion notices? Set C to 12: why are two of the rungs now alike
+# Try: write = in place of += in col2im. Which assertion notices? Set C to 12: why does Winograd gain nothing now
 # (kernels/numpy/winograd.py, winograd_pays)? Then the exercises: exercises/02_convolution.py.

@@ -66,9 +66,9 @@ assert np.allclose(both_sides[steps < lead], 1) and both_sides[-1] < 0.51
 #     δr  = −½ r³ δσ² = −r² m(x̂ δx)
 #     δx̂  = r (δx − δμ) + (x − μ) δr = r (δx − m(δx) − x̂ m(x̂ δx)).
 #
-# Let h be the gradient of x̂. As Σ a m(b) = Σ m(a) b, the same operator comes back in ⟨h, δx̂⟩ = ⟨dx, δx⟩:
+# Let d be the gradient of x̂. As Σ a m(b) = Σ m(a) b, the same operator comes back in ⟨d, δx̂⟩ = ⟨dx, δx⟩:
 #
-#     dx = r (h − m(h) − x̂ m(x̂ h)).
+#     dx = r (d − m(d) − x̂ m(x̂ d)).
 
 
 def mean(a, groups):
@@ -81,16 +81,16 @@ def group_norm(x, groups, eps=1e-5):
     return centred * r, r
 
 
-def group_norm_backward(h, xhat, r, groups):
-    return r * (h - mean(h, groups) - xhat * mean(xhat * h, groups))
+def group_norm_backward(d, xhat, r, groups):
+    return r * (d - mean(d, groups) - xhat * mean(xhat * d, groups))
 
 
 xhat, r = group_norm(x, 2)
 dx = group_norm_backward(rng.standard_normal(x.shape), xhat, r, 2)
 assert agree(lambda x: group_norm(x, 2)[0], lambda g: group_norm_backward(g, xhat, r, 2), x)
 
-# What is taken away? m(h) is the part of h along (1, …, 1): adding a number to all of x does nothing to x̂, so no
-# gradient may point there. x̂ m(x̂ h) is the part along x̂: stretching x does nothing either (but for ε).
+# What is taken away? m(d) is the part of d along (1, …, 1): adding a number to all of x does nothing to x̂, so no
+# gradient may point there. x̂ m(x̂ d) is the part along x̂, as m(x̂²) = 1 but for ε: stretching x does nothing either.
 
 assert np.allclose(group_norm(3 * x + 2, 2)[0], xhat, atol=1e-4)
 assert np.allclose(mean(dx, 2), 0) and np.allclose(mean(dx * xhat, 2), 0, atol=1e-4)
@@ -123,14 +123,16 @@ pooled = F.max_pool2d(F.conv2d(tape[0], nd.Tensor(edges)), 3, 2)
 (F.silu(F.group_norm(pooled, 2, *tape[1:])) * nd.Tensor(dy)).sum().backward()
 mine = ddigit, (dz * xhat).sum((0, 2, 3)), dz.sum((0, 2, 3))
 assert all(map(np.allclose, (tensor.grad for tensor in tape), mine))
-print(f"One output depends on {np.count_nonzero(dp)} of {dp.size} maxima and {np.count_nonzero(dc)} of {dc.size} edges")
+for name, gradient in {"maxima": dp, "edges": dc, "pixels": ddigit}.items():
+    print(f"One output depends on {np.count_nonzero(abs(gradient) > 1e-12)} of {gradient.size} {name}")
 assert np.count_nonzero(dc) <= np.count_nonzero(dp[:, :2]) and not dp[:, 2:].any()
 
-# The figure: above what the network makes of the digit, below the gradient of one output, from right to left (cube
-# roots, so that faint parts show). Group norm spreads it over both channels of its group. Max pooling hands it to the
-# winners; where all is black, that is a window's first pixel. The convolution stamps its filters. Right, the slope of a
-# maximum along the winner, who leads by 0.01: longer steps see the kink. Below, a group of three numbers, seen along
-# (1, 1, 1): x̂ is on the circle. Gradients of ⟨h, x̂⟩ (h is red) run around it, not in or out, and shrink as x grows.
+# The figure: above what the network makes of the digit, below the gradient of one output, from right to left (red above
+# 0, blue below; cube roots, so that faint parts show). Group norm spreads it over both channels of its group. Max
+# pooling hands it to the winners; where all is black, that is a window's first pixel. The convolution stamps its
+# filters; those of the two channels are opposite, and so the stamps in the black cancel. Right, the slope of a maximum
+# along the winner, who leads by 0.01: longer steps see the kink. Below, a group of three numbers, seen along (1, 1, 1):
+# x̂ is on the circle of radius √3. Gradients of ⟨d, x̂⟩ (red: d) run around it, not in or out, and shrink as x grows.
 
 figure = Figure(figsize=(15, 6), layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=[3.2, 1])
@@ -146,15 +148,15 @@ kink.semilogx(steps, np.stack([ahead, both_sides, behind], 1), label=["ahead", "
 kink.set(xlabel="step h", ylabel="slope", title="a maximum near its kink")
 kink.legend()
 plane = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])  # at right angles to (1, 1, 1)
-h, turns = np.array([1.0, -0.6, 0.2]), np.linspace(0, 2 * np.pi, 49)
+d, turns = np.array([1.0, -0.6, 0.2]), np.linspace(0, 2 * np.pi, 49)
 ring = np.stack([np.cos(turns), np.sin(turns)])
 at = np.concatenate([radius * ring[:, ::3] for radius in (3 ** 0.5, 3, 4.5)], 1)
-arrows = group_norm_backward(h.reshape(1, 1, 1, 3), *group_norm((at.T @ plane).reshape(-1, 1, 1, 3), 1), 1)
+arrows = group_norm_backward(d.reshape(1, 1, 1, 3), *group_norm((at.T @ plane).reshape(-1, 1, 1, 3), 1), 1)
 circle.quiver(*at, *(plane @ arrows.reshape(-1, 3).T), angles="xy", scale_units="xy", scale=0.8, width=0.008)
-circle.quiver(0, 0, *(plane @ h), color="C3", angles="xy", scale_units="xy", scale=0.8, width=0.015)
+circle.quiver(0, 0, *(plane @ d), color="C3", angles="xy", scale_units="xy", scale=0.8, width=0.015)
 circle.plot(*3 ** 0.5 * ring, "k", lw=1)
 circle.set(aspect="equal", xlim=(-5.5, 5.5), ylim=(-5.5, 5.5), xticks=[], yticks=[], title="gradients of group norm")
 keep(figure, __file__)
 
-# Try: let max pooling give equal shares to all pixels that equal the maximum. Which assertions hold? What does the
-# figure show for an output in the black? Then the exercises: exercises/03_gradients.py.
+# Try: let the one output be in the black, dy[0, 0, 1, 1] = 1. Where does its gradient go, and why there? Take m(d)
+# out of group_norm_backward: which assertions notice? Then the exercises: exercises/03_gradients.py.

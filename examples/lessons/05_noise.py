@@ -18,15 +18,16 @@ from npdiffusion.diffusion import DDPMScheduler, posterior_mean
 #
 #     x_t = √(1 − β_t) x_{t-1} + √β_t ε
 #
-# The shrinking keeps the variance of a pixel near 1. There are T = 1024 steps, and β_t grows from 0.0001 to 0.02.
-# As in the package, t = 0 is the first step, the noise after it is still invisible, and t = T − 1 is the last.
+# Without the shrinking the variance would grow by β_t in each step; with it, the mean square of a pixel tends to 1.
+# There are T = 1024 steps, and β_t grows from 0.0001 to 0.02. As in the package they are numbered from 0, so level t
+# has had t + 1 steps. x_0 always is the clean picture, not that of level 0, whose noise is still invisible.
 
 T = 1024
 betas = np.linspace(0.0001, 0.02, T)
 
-# Given x_0, a step multiplies the mean by √(1 − β_t), and turns the variance v into (1 − β_t) v + β_t. So 1 − v is
-# multiplied by 1 − β_t, as is the square of the factor before x_0. With ᾱ_t = (1 − β_0) ⋯ (1 − β_t), all steps up to t
-# can be done at once (eq. 4):
+# Given x_0, a step multiplies the mean by √(1 − β_t), and turns the variance v into (1 − β_t) v + β_t. So 1 − v, 1 at
+# first, is multiplied by 1 − β_t, as is the square of the factor before x_0. With ᾱ_t = (1 − β_0) ⋯ (1 − β_t), all
+# steps up to t can be done at once (eq. 4):
 #
 #     x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε
 
@@ -49,8 +50,8 @@ print(f"SNR at t = 0: {snr[0]:.0f}, at t = {T - 1}: {snr[-1]:.1e}; it is 1 at t 
 #
 #     E ‖x_0 − D‖² = E ‖x_0 − m‖² + E ‖m − D‖²
 #
-# as x_0 − m is zero on average, whatever x_t. The first term is not ours to change, and the second is 0 for D = m. So
-# whoever minimises the squared error learns the mean of all pictures that are still possible.
+# as x_0 − m is zero on average for each x_t, which fixes m − D. The first term is not ours to change, and the second is
+# 0 for D = m. So whoever minimises the squared error learns the mean of all pictures that are still possible.
 #
 # Let the pictures be a bank of N digits x_1 … x_N, all as likely. By Bayes' rule the probability of digit i given x_t
 # is proportional to the density of the noise that x_t would then contain, which is Gaussian:
@@ -84,8 +85,8 @@ assert np.allclose(weights(x_t, alphas_cumprod[400], bank) @ bank, posterior_mea
 # Rivals, over all levels: the noisy picture as it is, brought back to its scale, x_t / √ᾱ_t; the most probable digit of
 # the bank; a digit drawn from the bank with the weights as probabilities; the mean of all digits, which does not look
 # at x_t; and the same mean by somebody who is too sure of the weights, w² in place of w, or not sure enough, √w.
-# The drawn digit errs twice as much as the mean, exactly: it and the truth are two draws from the same distribution,
-# each as far from their mean as the other. A sampler cannot be a best guess, and a best guess cannot be a sampler.
+# The drawn digit errs twice as much as the mean, in expectation exactly: given x_t, it and the truth are independent
+# draws from the same distribution. A sampler cannot be a best guess, and a best guess cannot be a sampler.
 #
 # exp(−Σ_i w_i log w_i) counts how many digits share the weight: 1 if one has it all, N if all have the same.
 
@@ -111,8 +112,8 @@ for name, e in errors.items():
     print(f"squared error per pixel at t = {levels[doubtful][0]}: {e[doubtful][0]:6.3f}  {name}")
 assert np.isclose(errors["a digit drawn by its weight"][doubtful].mean(), 2 * best[doubtful].mean(), rtol=0.1)
 
-# One look at pure noise gives the average digit: at t = T − 1 all weights are about 1/N. No network, however good, can
-# do otherwise, and no trick of training can make one look enough. That is why sampling takes many.
+# One look at pure noise gives the average digit: at t = T − 1 all weights are about 1/N. No network that minimises the
+# squared error, however good, can do otherwise. That is why sampling takes many looks.
 
 away = np.sqrt(((posterior_mean(x_t, alphas_cumprod[-1], bank) - bank.mean(0))**2).mean())
 print(f"at t = {T - 1} the guess is {away:.4f} from the average digit; {shared[-1]:.0f} of {len(bank)} digits share it")
@@ -120,10 +121,10 @@ print(f"one digit has nearly all the weight (a number below 1.1) up to t = {leve
 assert away < 0.1 * np.sqrt(((bank - bank.mean(0))**2).mean()) and shared[0] < 1.01 and shared[-1] > 0.9 * len(bank)
 
 # The figure, for MNIST: a digit under more and more noise, always the same ε, and what can be told from it. Up to
-# t = 400 the mean is the digit itself: we see little more than noise, but no other digit of the bank fits it. Then the
-# mean is a blend. It is blurred because the possible digits differ, not because the denoiser is
-# weak. The most probable digit stays sharp, and becomes a wrong one. At the end the mean is the average digit. Below:
-# the mean has the least error at every level, a drawn digit twice that. Identity is lost from t = 400 to t = 700.
+# t = 400 the mean is the digit itself: no other one of the bank fits what we see. Then the mean is a blend. It is
+# blurred because the possible digits differ, not because the denoiser is weak. The most probable digit stays sharp, and
+# becomes a wrong one. At the end the mean is the average digit. Below: the mean has the least error at every level, a
+# drawn digit twice that. Which one of the bank it was is lost from t = 400 to t = 700, where the SNR is far below 1.
 
 shown = [0, 120, 240, 360, 440, 500, 560, 640, 760, T - 1]
 x_t = np.stack([noisy(x0[4], noise[4], t) for t in shown])
@@ -139,17 +140,18 @@ for axes, (name, pictures) in zip(top.subplots(3, len(shown)), rows.items()):
     axes[0].set_ylabel(name, fontsize=9)
 error, number = bottom.subplots(1, 2)
 for name, e in errors.items():
-    if "sure" not in name:
-        error.plot(levels, e, ".-", label=name.replace("E[x_0 | x_t]", "$E[x_0 | x_t]$"), lw=2.5 if e is best else 1.2)
+    error.plot(levels, e, "--" if "sure" in name else ".-", label=name.replace("E[x_0 | x_t]", "$E[x_0 | x_t]$"),
+               lw=2.5 if e is best else 1.2)
 error.set(ylim=(-0.02, 0.5), xlabel="level t", ylabel="squared error per pixel",
           title="how far each guess is from $x_0$")
 error.legend(fontsize=8)
-number.semilogy(levels, shared, ".-", label="digits that share the weight, exp(−Σ w log w)")
+number.semilogy(levels, shared, ".-", label="digits that share the weight")
 number.axhline(len(bank), color="0.6", ls=":", label=f"all {len(bank)} of the bank")
 number.semilogy(range(T), snr, color="C1", label="SNR")
 number.set(ylim=(2e-5, 2e4), xlabel="level t", ylabel="number of digits; SNR", title="where identity is lost")
 number.legend(fontsize=8)
 keep(figure, __file__)
 
-# Try: let x0 be digits that the bank does not have, digits("test").images. The mean over the bank is then not the best
-# of guesses any more: which rival beats it, and at which levels? Then the exercises: exercises/05_noise.py.
+# Try: let x0 be digits that the bank does not have, of digits("test").images, and take the assertions of part 3 out.
+# The mean over the bank is then not the best of guesses any more: which rivals beat it, at which levels, and why those?
+# Then the exercises: exercises/05_noise.py.

@@ -19,7 +19,7 @@ rng = nd.manual_seed(0)
 nd.set_num_threads(1)  # a second thread does not pay for pictures as small as these
 
 # 1. Data and schedule. To learn within a minute, digits must be small: 12 × 12, without their margin and with each
-# 2 × 2 pixels in one. Of 1024 levels we take 256, with four times the variance β_t in each: the end is the same noise.
+# 2 × 2 pixels in one. Of 1024 levels we take 256, with four times the variance β_t in each: the end is nearly the same.
 train, test = digits("train"), digits("test")
 x_train, x_test = (data.images[:, :, 4:-4, 4:-4].reshape(-1, 1, 12, 2, 12, 2).mean((3, 5)) for data in (train, test))
 T = 256
@@ -28,11 +28,14 @@ alphas_cumprod = np.cumprod(1 - betas)
 of_picture, of_noise = (np.sqrt(share).astype(np.float32).reshape(T, 1, 1, 1)  # the shares of x_0 and ε in x_t
                         for share in (alphas_cumprod, 1 - alphas_cumprod))
 
-# 2. A network ε_θ(x_t, t, c): it sees a noisy picture, the level t and the class c, and says which noise is in it. A
-# small UNet: convolutions halve the sides twice, to 3 × 3, where a linear layer lets each place hear of all others;
-# transposed ones double them again, and get what was seen on the way down. Each block is told t, as cosines and sines
-# of many frequencies (Ho et al. 2020, appendix B), and c, as a row of a table. At much noise ε is nearly x_t itself, so
-# that the network only adds what is missing: ε_θ = √(1 − ᾱ_t) x_t + √ᾱ_t v (v is "velocity": Salimans & Ho 2022).
+# 2. A network ε_θ(x_t, t, c): it sees a noisy picture, the level t and the class c, and says which noise is in it. As
+# ε = (x_t − √ᾱ_t x_0)/√(1 − ᾱ_t), E[ε | x_t] and the E[x_0 | x_t] of lesson 5 tell each other: whoever predicts the
+# noise with the least squared error is the perfect denoiser. At much noise ε is nearly x_t itself. So the layers are
+# asked for v = √ᾱ_t ε − √(1 − ᾱ_t) x_0 (Salimans & Ho 2022), from which ε = √(1 − ᾱ_t) x_t + √ᾱ_t v exactly.
+#
+# It is a small UNet: convolutions halve the sides twice, to 3 × 3, where a linear layer lets each place hear of all
+# others; transposed ones double them again, and get what was seen on the way down. Each block is told t, as cosines and
+# sines of many frequencies (Ho et al. 2020, appendix B), and c, as a row of a table.
 
 
 class Block(nn.Module):
@@ -73,7 +76,7 @@ class Denoiser(nn.Module):
 
 
 # 3. Training (algorithm 1): draw a picture, a level and noise; go a step down the gradient of ‖ε − ε_θ(x_t, t, c)‖².
-# The weights jump about as long as they learn. Their moving average (EMA) is better than any of them.
+# The weights jump about as they learn; their moving average (EMA) evens that out, as does a rate that falls to 0.
 STEPS, network = 900, Denoiser()
 adam, average = optim.Adam(network.parameters()), optim.EMA(network, 0.99)
 for step in tqdm(range(STEPS), "training"):
@@ -87,8 +90,13 @@ for step in tqdm(range(STEPS), "training"):
     average.update()
 average.swap()
 
-# 4. Sampling (algorithm 2): from noise, draw x_{t-1} from its Gaussian given x_t and x_0 (eq. 7) again and again, where
-# the guess x̂_0 = (x_t − √(1 − ᾱ_t) ε_θ) / √ᾱ_t (eq. 15), kept within the grey values, stands for x_0.
+# 4. Sampling (algorithm 2). Given x_t and x_0, x_{t-1} is Gaussian (eq. 7; an exercise of lesson 5), with
+#
+#     mean √ᾱ_{t-1} β_t/(1 − ᾱ_t) x_0 + √(1 − β_t) (1 − ᾱ_{t-1})/(1 − ᾱ_t) x_t,   variance (1 − ᾱ_{t-1})/(1 − ᾱ_t) β_t.
+#
+# The mean is linear in x_0. So with the guess x̂_0 = (x_t − √(1 − ᾱ_t) ε_θ)/√ᾱ_t (eq. 15) in its place it is that of
+# x_{t-1} given x_t alone, which for small β_t is nearly Gaussian, too. That is why a best guess serves, in many small
+# steps, to draw a sample. (x̂_0 is kept within the grey values.)
 labels = np.arange(20) // 2
 x = rng.standard_normal((20, 1, 12, 12), np.float32)
 for t in tqdm(range(T - 1, -1, -1), "sampling"):
@@ -98,7 +106,8 @@ for t in tqdm(range(T - 1, -1, -1), "sampling"):
     mean = np.sqrt(before) * betas[t] / (1 - alphas_cumprod[t]) * x0 + np.sqrt(1 - betas[t]) * shrink * x
     x = (mean + np.sqrt(shrink * betas[t]) * rng.standard_normal(x.shape)).astype(np.float32)
 
-# Are they copies? Test digits are new for sure. Drawn digits should be as far from all training digits as those are.
+# Are they copies? A copy has no distance from its training digit. Test digits are new for sure, and drawn ones should
+# be no nearer than those; where they are badly drawn, they are farther.
 bank, new = x_train.reshape(-1, 144), np.concatenate([x, x_test[:500]]).reshape(-1, 144)
 nearest = bank[((bank * bank).sum(1) - 2 * new @ bank.T).argmin(1)]
 distance = np.sqrt(((new - nearest)**2).mean(1))  # per pixel
@@ -124,8 +133,8 @@ learned, known = loss["network, training digits"], loss["optimum, training digit
 assert (known < learned).all() and (learned[levels.index(20):] < 0.5).all() and loss["optimum, test digits"][2] > 1
 assert np.allclose(learned, loss["network, test digits"], rtol=0.2)  # what it has learned holds for new digits
 
-# 6. In bits. The variational bound (eq. 5) is how many bits a picture costs if it is told from noise down to x_0, level
-# by level. For 8-bit pictures of full size, pretrained("mnist-ddpm") has learned the same way, for an hour.
+# 6. In bits. The variational bound (eq. 5) is how many bits a picture costs at most, if it is told from noise down to
+# x_0, level by level. Of 8-bit digits of full size: pretrained("mnist-ddpm") has learned the same way, for an hour.
 some = (np.rint((test.images[:30] + 1) * 127.5) / 127.5 - 1).astype(np.float32)  # 8 bits, the stand-ins too
 bound = variational_bound(pretrained(), DDPMScheduler(), some, test.labels[:30], groups=30, generator=rng)
 bits = 1024 * np.log(2)
@@ -133,27 +142,31 @@ per_level = bound.diffusion.mean(0) / np.diff(bound.edges) / bits
 print(f"{bound.total.mean() / bits:.2f} bits per dimension, {bound.decoder.mean() / bits:.2f} of them in the last step")
 
 # The figure. Top left: on training digits nobody has less loss than the optimum, which knows them. On test digits it
-# fails where there is little noise, and the network is as good as ever: it has learned what digits are like. Top right:
-# most bits go into the last levels, for grey values and not for what digit it is. To ‖ε − ε_θ‖² these levels
-# count less than to the bound; it makes better pictures (Ho et al. 2020, section 3.4). Below: drawn, not copied.
+# fails where there is little noise, and the network is as good as ever (its two curves lie on each other): it has
+# learned what digits are like. Top right, of 30 test digits: more than half of the bits go into the last step, and most
+# of the others into levels near 0, for grey values and not for what digit it is. In ‖ε − ε_θ‖² these levels count less
+# than in the bound, and pictures are the better for it (Ho et al. 2020, section 3.4). Below: drawn, not copied.
 figure = Figure(figsize=(12, 6), layout="constrained")
 top, bottom = figure.subfigures(2, 1, height_ratios=[3.2, 1])
 (left, right), panels = top.subplots(1, 2), bottom.subplots(2, 20)
 for (name, curve), style in zip(loss.items(), ["C0.-", "C1.-", "C0.--", "C1.--"]):
     left.loglog(np.array(levels) + 1, np.maximum(curve, 1e-9), style, label=name)
-left.axhline(1, color="0.6", ls=":", label="no answer: ε = 0")
+left.axhline(1, color="0.6", ls=":", label="no answer: $ε_θ$ = 0")
 left.set(xlabel="level t + 1, of 256", ylabel="loss per pixel", ylim=(2e-6, 30), title="the loss and its minimum")
 left.legend(fontsize=8)
 right.stairs(per_level, bound.edges, fill=True, alpha=0.4)
-right.plot(0.7, bound.decoder.mean() / bits, "C3o", label="the last step, to 8-bit pixels")
+right.plot(0.7, bound.decoder.mean() / bits, "C3o", label="the last step, from t = 0 to 8-bit pixels")
 right.set(xscale="log", yscale="log", xlabel="level t, of 1024", ylabel="bits per dimension, of one level",
-          title=f"mnist-ddpm: {bound.total.mean() / bits:.2f} bits per dimension")
+          title=f"mnist-ddpm, full size: {bound.total.mean() / bits:.2f} bits per dimension")
 right.legend(fontsize=8)
 for panel, picture in zip(panels.ravel(), [*new[:20], *nearest[:20]]):
     panel.imshow(picture.reshape(12, 12), cmap="gray", vmin=-1, vmax=1)
     panel.set(xticks=[], yticks=[])
+for panel, label in zip(panels[0], labels):
+    panel.set_title(label, fontsize=8)
 panels[0, 0].set_ylabel("drawn")
 panels[1, 0].set_ylabel("nearest\nin training", fontsize=7)
 keep(figure, __file__)
 
-# Try: train for ten times as many steps, or without average.swap(). Then exercises/06_learning_the_noise.py.
+# Try: train for ten times as many steps. Hold the rate at 0.004: what is average.swap() worth then? Let x̂_0 of the
+# first step be the result: what does it look like? Then the exercises: exercises/06_learning_the_noise.py.

@@ -43,15 +43,19 @@ def tile_starts():
 def mean_of_eight_ways():
     """Pixel by pixel: the symmetries of a square are to swap the axes or not, and to reverse each or not."""
     def leave(x):
+        """Returns x unchanged."""
         return x
 
     def add_left_neighbour(x):
+        """Adds to each pixel the one on its left."""
         return x + np.pad(x, ((0, 0), (1, 0)))[:, :-1]
 
     def add_row_number(x):
+        """Adds 10 to row 1, 20 to row 2, …; nothing to row 0."""
         return x + 10 * np.arange(len(x))[:, None]
 
     def find_corner(x):
+        """Keeps pixel (0, 0); all others become 0."""
         return x * (np.add.outer(np.arange(len(x)), 2 * np.arange(len(x))) == 0)
 
     rng = np.random.default_rng(0)

@@ -24,8 +24,8 @@ def upsample_backward(g, k):
 def tile_starts(size, tile, overlap):
     """Where tiles start along one axis of a picture that is too large for the network to see at once.
 
-    Each tile shares ``overlap`` pixels with the one before it. The last, which need not fit, is moved back so that it
-    ends at the edge. There are as few tiles as cover the picture; one, at 0, for a picture no larger than a tile.
+    Each tile shares ``overlap`` pixels with the one before it. If the last would stick out, it is moved back to end at
+    the edge, and shares more. There are as few tiles as cover the picture; one, at 0, if it is no larger than a tile.
 
     size, tile, overlap: in pixels, overlap < tile. Returns a list of ints.
     """

@@ -20,7 +20,8 @@ def ancestral_step(x_t, epsilon, t, betas, noise):
 
         x_{t-1} = (x_t − β_t / √(1 − ᾱ_t) ε) / √(1 − β_t) + σ_t z
 
-    with σ_t² = β_t, and no noise in the last step, which is the one from t = 0.
+    with σ_t² = β_t, which does as well as the lesson's variance (section 3.2), and no noise in the last step, which is
+    the one from t = 0.
 
     x_t, epsilon, noise (z): arrays of one shape. t: an int, from 0 to T − 1. betas: (T,). Returns an array like x_t.
     """
