@@ -144,7 +144,7 @@ for name, e in errors.items():
                lw=2.5 if e is best else 1.2)
 error.set(ylim=(-0.02, 0.5), xlabel="level t", ylabel="squared error per pixel",
           title="how far each guess is from $x_0$")
-error.legend(fontsize=8)
+error.legend(loc="lower right", fontsize=7)
 number.semilogy(levels, shared, ".-", label="digits that share the weight")
 number.axhline(len(bank), color="0.6", ls=":", label=f"all {len(bank)} of the bank")
 number.semilogy(range(T), snr, color="C1", label="SNR")
