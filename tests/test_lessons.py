@@ -167,4 +167,4 @@ def test_lessons_run(lesson, tmp_path):
     result = run(lesson, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "runs" / "lessons" / f"{lesson.stem}.png").size[0] > 600
-    assert len(lesson.read_text().splitlines()) <= 160
+    assert len(lesson.read_text().splitlines()) <= 168
