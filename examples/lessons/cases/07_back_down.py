@@ -21,6 +21,7 @@ def heun_step():
     Slopes are x times a = σ / (1 + σ²), so the step multiplies x by 1 + h/2 (a + b (1 + h a)), with b at σ_next.
     """
     def gaussian(x, sigma):
+        """D(x, σ) = x / (1 + σ²)"""
         return x / (1 + sigma**2)
 
     for x, sigma, sigma_next in [(1.0, 1.0, 0.0), (1.0, 2.0, 1.0), (-2.0, 1.0, 0.5), (3.0, 0.5, 0.0), (1.0, 3.0, 1.0)]:

@@ -1,5 +1,7 @@
 """Exercises of lesson 8: guidance in other words. Grade them with python examples/lessons/check.py 8"""
 
+import numpy as np
+
 
 def guided_x0(x, v_none, v_label, alpha_bar, s):
     """The guided estimate x̂_0 of a network that predicts v = √ᾱ ε − √(1 − ᾱ) x_0 instead of ε (Salimans & Ho 2022).
@@ -26,7 +28,8 @@ def classifier_score(x, means, sigma, c):
     """∇_x log p(c | x), of the best classifier of Gaussian classes: what guidance multiplies by s.
 
     Class k is N(m_k, σ² I), all classes are equally likely, so that p(k | x) = softmax_k(−|x − m_k|²/2σ²). Write
-    log p(c | x) as a difference of two terms; the gradient of the second is a mean over the classes.
+    log p(c | x) as a difference of two terms; the gradient of the second is a mean over the classes. No exponential
+    vanishes here, as x is near the means.
 
     x: (N, D). means: (K, D), the m_k. sigma: σ. c: the class, an int. Returns (N, D).
     """
