@@ -23,7 +23,8 @@ from tqdm import tqdm
 # ink in each pixel, p(x | z). Its loss would be −log p(x) = −log ∫ p(x | z) p(z) dz; but nearly all z add nothing to
 # that integral. So an encoder q(z | x) = N(μ(x), σ²(x)) proposes some that do, and by Jensen's inequality
 #
-#     log p(x)  ≥  E_{z ~ q}[log p(x | z)]  −  KL(q(z | x) ‖ N(0, I))            (Kingma & Welling 2014, eq. 3),
+#     log p(x) = log ∫ q p(x | z) p(z) / q dz  ≥  ∫ q log(p(x | z) p(z) / q) dz
+#              = E_{z ~ q}[log p(x | z)]  −  KL(q(z | x) ‖ N(0, I))              (Kingma & Welling 2014, eq. 3),
 #
 # the evidence lower bound, ELBO. The first term wants the picture back, the second a code that tells little of x. With
 # Gaussians it is KL = ½ Σ_j (μ_j² + σ_j² − 1 − log σ_j²) (app. B). Held against the integral ∫ q (log q − log p) dz:
@@ -34,7 +35,8 @@ integral = (np.exp(log_q) * (log_q - log_p)).sum() * (z[1] - z[0])
 assert np.isclose(integral, gaussian_kl(nd.Tensor([[mean]]), nd.Tensor([[logvar]])).item())
 
 # The first term is estimated by one z. But how does a gradient get through a draw? Reparametrise: z = μ + σ ε with
-# ε ~ N(0, I) (sec. 2.4). Chance is now an input like others, and z has derivatives with respect to μ and σ.
+# ε ~ N(0, I) (sec. 2.4). Chance is now an input like others, and z has derivatives with respect to μ and σ. Greys
+# count as shares of ink: the usual loss, but strictly p(x | z) is of pictures without grey.
 
 
 def negative_elbo(decoder, x, mean, logvar, noise):
@@ -85,13 +87,13 @@ assert np.mean(losses[-100:]) < 0.3 * losses[0]
 #
 # 24 test digits are made noisy, x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Ho et al. 2020, eq. 4). Each method says what x_0 was:
 #   Gaussian blur    of the width that does best, at this level, on training digits
-#   PCA Wiener       the best linear one: each principal component is shrunk as much as noise has drowned it
+#   PCA Wiener       the best linear one: of all 1024 principal components, each is shrunk as far as noise drowns it
 #   VAE              its picture of x_t/√ᾱ_t (to clip that to [−1, 1] helps at the highest levels only)
 #   exact posterior  E[x_0 | x_t] if there were only the 60,000 training digits: their mean, weighted by how they fit
 #   one-shot         the diffusion model's estimate of E[x_0 | x_t]: one pass, which is told t
 #   DDIM, ancestral  10 deterministic steps, and 20 at random, from t to 0: a way to a digit that could have been x_0
 
-LEVELS, COUNT = (50, 100, 200, 300, 400, 500, 600, 800), 24
+LEVELS, COUNT = (50, 100, 200, 300, 400, 500, 600, 700, 800), 24
 clean, tuning = test.images[:COUNT], train.images[-300:]
 scheduler, ddpm, wiener = DDPMScheduler(), pretrained("mnist-ddpm"), PCAWiener(train.images)
 square = np.subtract.outer(np.arange(32), np.arange(32))**2
@@ -110,14 +112,16 @@ for t in tqdm(LEVELS, desc="levels"):
             "DDIM": denoise(ddpm, scheduler, x_t, t, "ddim", 10), "one-shot": denoise(ddpm, scheduler, x_t, t)}.items():
         found.setdefault(name, []).append(pictures)
 errors = {name: np.square(np.array(at) - clean).mean((1, 2, 3, 4)) for name, at in found.items()}
-for name, error in errors.items():
-    print(f"{name:16s}", *(f"{e:8.4f}" for e in error))
+for name, row in {"level t": LEVELS, **errors}.items():
+    print(f"{name:16s}", *(f"{value:8.3g}" for value in row))
 
 # 4. Why it cannot
 #
-# Even of a hardly noisy digit the VAE keeps only what 20 numbers can say: a linear filter is nearer. Noise moves the
-# code, at last farther than another digit's is, and the decoder draws, in black and white, what lives there: another
-# digit, or shards. The encoder knows clean digits only, and no t: what E[x_0 | x_t] says by grey, "perhaps", it cannot.
+# It does take noise away, and is nearer than a blur from t = 200 to 600. But even of a hardly noisy digit it returns
+# only what passes its code: how much depends on the 20 numbers, on training, and on the price of the KL. A linear
+# filter that keeps all components is nearer. Noise moves the code, at last farther than another digit's is, and the
+# decoder draws, in black and white, what lives there: another digit, or shards. The encoder knows clean digits only,
+# and no t: what E[x_0 | x_t] says by grey, "perhaps", it cannot.
 
 code = [vae.encode(nd.Tensor(x.reshape(COUNT, -1)))[0].data for x in (clean, *found["noisy"], np.roll(clean, 1, 0))]
 *moved, apart = (np.linalg.norm(of - code[0], axis=1).mean() for of in code[1:])
@@ -128,33 +132,37 @@ assert grey["VAE"][1] < 1.3 * grey["VAE"][0] and grey["one-shot"][1] > 2 * grey[
 assert (errors["VAE"][:2] > 1.3 * errors["PCA Wiener"][:2]).all()
 assert (errors["VAE"][:5] > 1.1 * errors["one-shot"][:5]).all()
 
-# The exact posterior is beaten at low levels: there it is the nearest training digit, and a test digit is none of them.
-# At high levels it is close to the least error there is, and one-shot is close to it.
+# The exact posterior is beaten at low levels, up to t = 200 even by the VAE: there it is the nearest training digit, no
+# test digit. At high levels it is close to the least error there is, and one-shot is close to it. At t = 800 the linear
+# PCA Wiener is closer still: hardly more than the mean digit is left to say.
 
 assert (errors["exact posterior"][:3] > 1.5 * errors["one-shot"][:3]).all()
 assert errors["one-shot"][-1] < 1.2 * errors["exact posterior"][-1]
 
-# Why is the walk worse, whose digits look best? Given x_t, let m be the mean of p(x_0 | x_t) and y a sample of it. The
-# truth x_0 is another, independent of y, so E‖x_0 − y‖² = E‖x_0 − m‖² + E‖y − m‖² = 2 E‖x_0 − m‖²: twice one-shot's.
+# Why is the ancestral walk worse, whose digits look best? Given x_t, let m be the mean of p(x_0 | x_t), y a sample of
+# it. The truth x_0 is another, independent of y, so E‖x_0 − y‖² = E‖x_0 − m‖² + E‖y − m‖² = 2 E‖x_0 − m‖²: twice
+# one-shot's. DDIM draws nothing from x_t on: its end is no such sample, and nearer.
 
 ratio = np.mean(errors["ancestral"] / errors["one-shot"])
 print(f"squared error, ancestral to one-shot: {ratio:.2f}")
 assert 1.3 < ratio < 2.3
 
 # The figure: on the left the error of each method against the noise level, on the right a digit as each returns it. At
-# no level is the VAE the best, and where one-shot and the exact posterior draw a blur, it draws something else.
+# no level is the VAE the best, and where one-shot and the exact posterior draw a blur, it draws something else. Grey
+# squares: at high levels the best Gaussian blur is as wide as the picture.
 
 figure = Figure(figsize=(12, 5.2), layout="constrained")
 left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
 for name, style in zip(list(found)[1:], ("C7v-", "C8^-", "C3o-", "k*--", "C4D-", "C2s-", "C0o-")):
     left.semilogy(LEVELS, errors[name], style, ms=5, label=name)
-left.set(xlabel="noise level t", ylabel="mean squared error (black −1, white 1)")
+left.set(xlabel="noise level t", ylabel="mean squared error (black −1, white 1)", title=f"{COUNT} digits")
 left.grid(alpha=0.3, which="both")
 left.legend(loc="lower right")
 right.imshow(np.block([[x[1, 0] for x in at] for at in found.values()]), cmap="gray", vmin=-1, vmax=1)
-right.set(xlabel="noise level t", xticks=32 * np.arange(len(LEVELS)) + 16, xticklabels=LEVELS,
-          yticks=32 * np.arange(len(found)) + 16, yticklabels=found)
+right.set(xticks=32 * np.arange(len(LEVELS)) + 16, xticklabels=LEVELS, xlabel="noise level t",
+          yticks=32 * np.arange(len(found)) + 16, yticklabels=found, title="what one of them becomes")
 keep(figure, __file__)
 
-# Try: train the VAE on noisy pictures with clean ones as targets, at one level, then at all; give it a longer code
-# (latent=100). Which of its faults goes, and which stays? Then the exercises: exercises/09_autoencoder.py.
+# Try: train the VAE on noisy pictures with clean ones as targets, at one level, then at all (give it x_t: x_t/√ᾱ_t is
+# huge at high levels); give it a longer code (latent=100), or more steps. Which of its faults goes, and which
+# stays? Does it learn to say "perhaps"? Then the exercises: exercises/09_autoencoder.py.

@@ -32,7 +32,8 @@ def errors_of_mean_and_sample(pictures, weights):
     """How far from the truth two answers are on average, if the truth is one of a few pictures.
 
     Given what was seen, x_0 is pictures[i] with probability weights[i]. The first answer is the mean, E[x_0]. The
-    second is drawn from the same probabilities, independently of x_0.
+    second is drawn from the same probabilities, independently of x_0. Here ‖·‖² is a sum over the pixels; the lesson's
+    errors are means.
 
     pictures: (n, D). weights: (n,), which sum to 1. Returns (E‖x_0 − mean‖², E‖x_0 − sample‖²), two floats.
     """
