@@ -28,6 +28,8 @@ def consistent():
         def pinv(r, A=A):
             return np.linalg.pinv(A) @ r
 
+        forward.__doc__ = f"z to A z, A = {A.tolist()}"
+        pinv.__doc__ = f"r to A⁺ r, A = {A.tolist()}"
         yield (x, y, forward, pinv), np.linalg.solve(system, np.append(x, y))[:d]
 
 

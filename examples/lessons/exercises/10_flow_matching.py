@@ -1,5 +1,7 @@
 """Exercises of lesson 10: around a flow. Grade them with python examples/lessons/check.py 10"""
 
+import numpy as np
+
 
 def velocity_of_epsilon(x, epsilon, t):
     """u = ε − x_0 from an estimate of ε, at x = (1 − t) x_0 + t ε.
@@ -22,10 +24,10 @@ def heun(u, x, times):
 
 
 def log_density_change(jacobian_product, noise):
-    """Hutchinson's estimate of div u at one place, which tells how the density changes on the way.
+    """d log p/dt along a path, at one place, by Hutchinson's estimate of a trace.
 
-    Along a path d log p/dt = −div u = −tr J, J = ∂u/∂x (Chen et al. 2018, theorem 1). The trace of a network's J costs
-    much; but E[zᵀ J z] = tr J if the elements of z are independent, of mean 0 and variance 1.
+    It is −div u = −tr J, J = ∂u/∂x (Chen et al. 2018, theorem 1). The trace of a network's J costs much; but
+    E[zᵀ J z] = tr J if the elements of z are independent, of mean 0 and variance 1.
 
     jacobian_product: a function that returns J z of one z (D,). noise: (n, D), n such z. Returns a float, −tr J as
     estimated by the mean over them.

@@ -37,9 +37,10 @@ def tree_sum(x):
 def attainable(T, K, peak, bandwidth):
     """The roofline (Williams et al. 2009): the most FLOP/s that a convolution with tiles can reach.
 
-    For each input channel a block of T × T threads fetches the pixels of its tile, 4 bytes each, for windows of K × K
-    taps. (The weights stay in a cache and cost nothing.) Each thread multiplies and adds once for each tap. The memory
-    gives bandwidth bytes/s, the processor at most peak FLOP/s, and the slower one decides.
+    A block of T × T threads computes T × T pixels of one output channel. For each input channel it fetches the pixels
+    of its tile, 4 bytes each, for windows of K × K taps. (The weights stay in a cache and cost nothing.) Each thread
+    multiplies and adds once for each tap: two FLOPs. The memory gives bandwidth bytes/s, the processor at most peak
+    FLOP/s, and the slower one decides.
 
     T = 1 is a thread that fetches for itself. Returns FLOP/s, a number.
     """

@@ -1,5 +1,7 @@
 """Exercises of lesson 12: from measurements to pictures. Grade them with python examples/lessons/check.py 12"""
 
+import numpy as np
+
 
 def pooling_pinv(y, k):
     """A⁺ y for A that takes the mean of each k × k pixels.
