@@ -137,7 +137,8 @@ def test_typical_mistakes_are_caught(lesson, tmp_path):
 def test_check_says_what_is_wrong_and_how_far_one_is(tmp_path):
     course = shutil.copytree(COURSE, tmp_path / "lessons", ignore=shutil.ignore_patterns("__pycache__"))
     answers = course / "exercises" / "01_tape.py"
-    text, begun = answers.read_text(), "    g: gradient of the result, an array. shape"
+    lines, begun = answers.read_text().split("\n"), "    g: gradient of the result, an array. shape"
+    end = next(i for i, line in enumerate(lines) if line.startswith(begun)) + 3
     assert run(course / "check.py", cwd=tmp_path).returncode == 0
     missing = run(course / "check.py", 1, cwd=tmp_path)
     assert missing.returncode == 1 and "unbroadcast: not written yet" in missing.stdout
@@ -146,9 +147,7 @@ def test_check_says_what_is_wrong_and_how_far_one_is(tmp_path):
                        ("return g.sum(", r"does not run: SyntaxError.*\(line 15\)"),
                        ("g.sum()", "returns +None: is a return missing"),
                        ("r = 1 * g; g += 1; return r", "changes +its arguments")]:
-        lines = text.split("\n")
-        end = next(i for i, line in enumerate(lines) if line.startswith(begun)) + 2
-        answers.write_text("\n".join([*lines[:end + 1], f"    {body}", *lines[end + 1:]]))
+        answers.write_text("\n".join([*lines[:end], f"    {body}", *lines[end:]]))
         result = run(course / "check.py", 1, cwd=tmp_path)
         assert result.returncode == 1 and re.search(said, result.stdout), result.stdout + result.stderr
     shutil.copy(course / "solutions" / "01_tape.py", answers)

@@ -131,7 +131,8 @@ rungs = {
     "Winograd F(4×4, 3×3)": lambda: F.conv2d(nd.Tensor(x), nd.Tensor(w)),
     "the product, without making columns": lambda: w.reshape(C, -1) @ ready,
 }
-assert np.abs(rungs["Winograd F(4×4, 3×3)"]().data - conv(x, w)).max() < 1e-4 * np.abs(conv(x, w)).max()
+exact = conv(x, w)
+assert np.abs(rungs["Winograd F(4×4, 3×3)"]().data - exact).max() < 1e-4 * np.abs(exact).max()
 nd.set_num_threads(1)
 with threadpool_limits(1):  # in turns, so that a busy machine is busy for all of them
     seconds = np.median([[timeit(f, number=1) for f in rungs.values()] for _ in trange(11, desc="timing")], 0)

@@ -117,13 +117,14 @@ assert distance[:20].min() > 0.2 * usual
 
 # 5. Against the best possible. The exact optimum of this loss is the perfect denoiser for all training digits of the
 # class. It knows them by heart: on them nobody errs less. Of a digit that is new it is as sure, and wrong.
+of_class = [x_train[train.labels == label] for label in range(10)]
 levels, loss = [0, 2, 5, 10, 20, 40, 60, 80, 100, 120, 150, 200, T - 1], {}
 for split, images, c in ("training", x_train[:500], train.labels[:500]), ("test", x_test[:500], test.labels[:500]):
     for k, t in enumerate(tqdm(levels, f"loss on {split} digits")):
         noise = rng.standard_normal(images.shape, np.float32)
         noisy, x0 = of_picture[t] * images + of_noise[t] * noise, np.empty_like(images)
         for label in range(10):
-            x0[c == label] = posterior_mean(noisy[c == label], alphas_cumprod[t], x_train[train.labels == label])
+            x0[c == label] = posterior_mean(noisy[c == label], alphas_cumprod[t], of_class[label])
         guesses = {"network": network.predict(noisy, t, c), "optimum": (noisy - of_picture[t] * x0) / of_noise[t]}
         for who, guess in guesses.items():
             loss.setdefault(f"{who}, {split} digits", np.empty(len(levels)))[k] = ((guess - noise)**2).mean()

@@ -103,7 +103,9 @@ print(f"error of 5000 exact draws: {by_chance:.4f}")
 # than blur.) Hundreds of real digits, ten of each class, have a distance, too: what is left then is chance.
 network, test, train, classes = pretrained("mnist-ddpm"), digits("test").images, digits("train"), np.arange(100) % 10
 components = np.linalg.eigh(np.cov(test.reshape(-1, 1024).T))[1][:, -16:]
-distance = lambda images: frechet_distance(images.reshape(-1, 1024) @ components, test.reshape(-1, 1024) @ components)
+reduced = lambda images: images.reshape(-1, 1024) @ components
+reference = reduced(test)
+distance = lambda images: frechet_distance(reduced(images), reference)
 
 
 def learned(x, alpha_bar, labels=classes):

@@ -69,18 +69,23 @@ def pull(x, t, y, operator):
 
 
 def sample(y, operator, rng, guided=True, steps=32):
-    """Pictures that fit y, and (t, x̂_0, g) of each step on the way; or, not guided, the naive way."""
+    """Pictures that fit y, and (t, x̂_0, g) of each step on the way; not guided, the naive way, which needs no g."""
     walk, trail = DDIMScheduler(eta=1.0, timestep_spacing="trailing"), []
     walk.set_timesteps(steps)
     x, roots = rng.standard_normal((len(y), 1, 32, 32), dtype=np.float32), np.sqrt(walk.alpha_bars).astype(np.float32)
     for t, root, root_next in zip(tqdm(walk.timesteps, leave=False), roots, roots[1:]):
-        z, (epsilon, x0, g) = rng.standard_normal(x.shape, dtype=np.float32), pull(x, t, y, operator)
+        z = rng.standard_normal(x.shape, dtype=np.float32)
+        if guided:
+            epsilon, x0, g = pull(x, t, y, operator)
+            trail.append((t, x0, g))
+        else:
+            with nd.no_grad():
+                epsilon = network(nd.Tensor(x), int(t)).data
         x = walk.step(epsilon, t, x, noise=z, use_clipped_model_output=True).prev_sample
         if guided:
             x = x + root * g
         else:  # put in what was measured, as noisy as x is by now
             x = x + operator.pinv(operator.forward(root_next * operator.pinv(y) + np.sqrt(1 - root_next**2) * z - x))
-        trail.append((t, x0, g))
     for _ in range(200):  # by turns the nearest x within ±1, and the nearest that fits y
         x = x.clip(-1, 1)
         x = x + operator.pinv(y - operator.forward(x))
