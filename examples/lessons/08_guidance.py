@@ -1,6 +1,6 @@
 """Lesson 8. Told what it is
 
-Under much noise an 8 may come back as a 0. The denoiser did nothing wrong: of all digits that could look like this, it
+Under much noise an 8 may come back as a 6. The denoiser did nothing wrong: of all digits that could look like this, it
 drew a likely one. But whoever knows that it was an 8 should be able to say so. How is a network told, how firmly can it
 be told, and what does that cost?
 """
@@ -83,7 +83,7 @@ for s in (0, 1, 3):
 network, judge = pretrained("mnist-ddpm"), pretrained("mnist-classifier")
 test = digits("test")
 eights, levels, scales = test.images[test.labels == 8][:16], np.arange(200, 801, 100), (0, 0.25, 0.5, 1, 3)
-noise = np.random.default_rng(8).standard_normal(eights.shape, dtype=np.float32)
+noise = np.random.default_rng(9).standard_normal(eights.shape, dtype=np.float32)
 x = schedule.add_noise(eights, noise, 500)
 with nd.no_grad():
     both = network(nd.Tensor(np.concatenate([x, x])), 500, np.repeat([10, 8], len(x))).data
@@ -132,8 +132,8 @@ for s, d, v, (digit, _) in zip((*(f"s = {s}" for s in strengths), "real"), dista
 assert spreads[0] > 1.2 * spreads[1] > 1.2 * spreads[3]
 
 # The figure. Top left: exact samples (filled) and p(x) p(c | x)^s (line): with s = 3 half of the class is lost. Top
-# right: the 8 that is lost most, coloured by what it became. Bottom left: all the eights. Bottom right: variety falls
-# with s; the Fréchet distance of MNIST's digits is least in between, where they are good and still vary (dashed: real).
+# right: the 8 that most often came back as a 6, coloured by what it became. Bottom left: all the eights. Bottom right:
+# variety falls with s; MNIST's digits have their least distance in between: good, and still various (dashed: real).
 
 figure = Figure(figsize=(12, 8.4), layout="constrained")
 top, bottom = figure.subfigures(2, 1, height_ratios=[1.4, 1])
@@ -143,7 +143,8 @@ for axes, (s, x) in zip(left.subplots(3, 1, sharex=True), ends.items()):
     axes.plot(grid, tilted[s], "k", lw=1)
     axes.set(yticks=[], ylabel=f"s = {s}")
 left.suptitle(r"samples (filled) and $p(x)\,p(c\,|\,x)^s$ (line); class c: right", fontsize=11)
-axes, colours, one = right.subplots(), matplotlib.colormaps["tab10"].colors, (reads[0] != 8).sum(0).argmax()
+one = (2.0 * (reads[0] == 6) + (reads[0] != 8)).sum(0).argmax()  # or if none became a 6, the one that is lost most
+axes, colours = right.subplots(), matplotlib.colormaps["tab10"].colors
 for i, j in np.ndindex(len(scales), len(levels)):
     ink, digit = (found[i][j * len(eights) + one, 0, :, :, None] + 1) / 2, reads[i, j, one]
     axes.imshow(ink + (1 - ink) * 0.6 * np.array(colours[digit]), extent=(j, j + 0.95, i + 0.95, i))
