@@ -85,9 +85,6 @@ class Benchmark:
     def __init__(self, args):
         self.args = args
         self.train, self.test = load_digits(args.data, "train"), load_digits(args.data, "test")
-        if args.data == "synthetic":  # MNIST's pictures have 8 bits
-            for digits in (self.train, self.test):
-                digits.images = eight_bit(digits.images)
         self.model = (load_model(args.model) if args.model else pretrained("mnist-ddpm")).to(args.device)
         self.classifier = pretrained("mnist-classifier").to(args.device)
         self.scheduler = DDPMScheduler()
@@ -263,10 +260,6 @@ class Benchmark:
                 "nats": {"decoder": float(bound.decoder.mean()), "diffusion": float(bound.diffusion.sum(1).mean()),
                          "prior": float(bound.prior.mean())},
                 "edges": bound.edges.tolist(), "nats_per_level": (bound.diffusion.mean(0) / sizes).tolist()}
-
-
-def eight_bit(images):
-    return np.rint((images + 1) * 127.5).astype(np.float32) / 127.5 - 1
 
 
 def filtered(name, x, sigma, strength):

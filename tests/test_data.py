@@ -291,6 +291,7 @@ def test_synthetic_interface(n, seed):
     again = SyntheticDigits(n, seed)
     np.testing.assert_array_equal(data.images, again.images)
     np.testing.assert_array_equal(data.labels, again.labels)
+    assert np.isin(data.images, np.arange(256, dtype=np.float32) / 127.5 - 1).all()  # as MNIST's pixels are
 
 
 def test_synthetic_digits_look_like_mnist():

@@ -136,8 +136,7 @@ assert np.allclose(learned, loss["network, test digits"], rtol=0.2)  # what it h
 
 # 6. In bits. The variational bound (eq. 5) is how many bits a picture costs at most, if it is told from noise down to
 # x_0, level by level. Of 8-bit digits of full size: pretrained("mnist-ddpm") has learned the same way, for an hour.
-some = (np.rint((test.images[:30] + 1) * 127.5) / 127.5 - 1).astype(np.float32)  # 8 bits, the stand-ins too
-bound = variational_bound(pretrained(), DDPMScheduler(), some, test.labels[:30], groups=30, generator=rng)
+bound = variational_bound(pretrained(), DDPMScheduler(), *test[:30], groups=30, generator=rng)
 bits = 1024 * np.log(2)
 per_level = bound.diffusion.mean(0) / np.diff(bound.edges) / bits
 print(f"{bound.total.mean() / bits:.2f} bits per dimension, {bound.decoder.mean() / bits:.2f} of them in the last step")

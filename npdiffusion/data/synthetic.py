@@ -36,7 +36,7 @@ def draw_digits(labels, rng):
     """Draw one digit for each label, in a random face, slant, size, place, thickness and wobble.
 
     labels: (N,) integers 0 to 9. rng: ``np.random.Generator`` that draws everything random.
-    Returns (N, 1, 32, 32) float32 in [-1, 1], ink 1 on background -1.
+    Returns (N, 1, 32, 32) float32 in [-1, 1], ink 1 on background -1, of 8 bits: whole numbers over 127.5, less 1.
     """
     n, glyphs = len(labels), _glyphs()
     images = np.empty((n, 1, SIZE, SIZE), np.float32)
@@ -54,7 +54,9 @@ def draw_digits(labels, rng):
         column = (x + right[s] + (slant[s] * y + bend[s] * np.sin(y / 4 + phase[s]))) * (FINE / width[s]) + middle
         row = (y + down[s] + dip[s] * np.sin(x / 4 + phase[s])) * (FINE / height[s]) + middle
         ink = glyphs[faces[s], labels[s], row.astype(int), column.astype(int)] + weight[s]
-        np.clip(2 * ink, -1, 1, out=images[s, 0])
+        images[s, 0] = np.rint(127.5 * np.clip(2 * ink, -1, 1) + 127.5)
+    images /= 127.5
+    images -= 1
     return images
 
 
