@@ -13,13 +13,11 @@ import multiprocessing
 import os
 import random
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import npdiffusion  # first: it chooses NumPy's BLAS kernels
 import numpy as np
-from tqdm import tqdm
 
 from npdiffusion import Tensor, functional as F
 from npdiffusion.checkpoint import load_file
@@ -44,21 +42,18 @@ def train(out, steps, save_minutes=0.0):
         run.fit(loss, out, resume=(out / FILES[0]).exists(), save_minutes=save_minutes)
 
 
-def live(out, steps):
-    """Train as a process that shall be killed."""
-    tqdm.set_lock(threading.RLock())  # forks share tqdm's: killed with it, this one would take it from all the others
-    train(out, steps)
-
-
 def kills(count, seed=0, steps_for_each=2):
-    """Run the test in a temporary directory; AssertionError says what is wrong, else the returned figures."""
+    """Run the test in a temporary directory; AssertionError says what is wrong, else the returned figures.
+
+    In a process of its own: forks share the lock of a tqdm that was there before them, and a killed one keeps it.
+    """
     rng, steps, begin = random.Random(seed), 2 + steps_for_each * count, time.monotonic()
     found = {"kills": 0, "finished lives": 0, "kills amid a write": 0, "left-overs at most": 0}
     with tempfile.TemporaryDirectory() as folder:
         out, whole, left = Path(folder) / "killed", Path(folder) / "whole", set()
         fork = multiprocessing.get_context("fork")
         while found["kills"] < count:
-            life = fork.Process(target=live, args=(out, steps))
+            life = fork.Process(target=train, args=(out, steps))
             life.start()
             life.join(rng.uniform(0, 0.5))
             life.kill()
