@@ -61,10 +61,16 @@ def draw_config(seed):
     x = rng.standard_normal((n, config["in_channels"], side * int(rng.integers(2, 5)), side * int(rng.integers(2, 5))),
                             dtype=np.float32)
     t = pick(rng.integers(0, 1000, n), rng.uniform(0, 1000, n).astype(np.float32), int(rng.integers(1000)))
+    kind = pick("none", "none", "classes", "timestep", "identity")
     labels = None
-    if pick("none", "none", "classes") == "classes":
+    if kind == "classes":
         config["num_class_embeds"] = 5
         labels = rng.integers(0, 5, n)
+    elif kind != "none":
+        config["class_embed_type"] = kind
+        width = config["time_embedding_dim"] or 4 * channels[0]
+        labels = rng.uniform(0, 9, n) if kind == "timestep" else rng.standard_normal((n, width))
+        labels = labels.astype(np.float32)
     return config, x, t, labels
 
 
@@ -410,7 +416,7 @@ def test_the_example_s_pictures_may_have_any_side(side, tmp_path):
     ("upsample_type", "fir", "upsample_type"),
     ("act_fn", "gelu", "act_fn"),
     ("resnet_time_scale_shift", "ada_group", "resnet_time_scale_shift"),
-    ("class_embed_type", "projection", "class_embed_type"), ("class_embed_type", "timestep", "supported: null"),
+    ("class_embed_type", "projection", "class_embed_type"),
     ("add_attention", 1, "add_attention is 1; supported: true or false"),
     ("layers_per_block", 2, "missing .*resnets"),
     ("in_channels", 1, "conv_in.weight: expected"),
@@ -494,7 +500,8 @@ def test_damaged_weights(golden):
     ({}, (2, 1, 4, 4), 0, 1, "this UNet2DModel takes no labels"),
     (dict(num_class_embeds=3), (2, 1, 4, 4), 0, None, "this UNet2DModel needs labels"),
     (dict(num_class_embeds=3), (2, 1, 4, 4), 0, 3, "expects indices from 0 to 2, got 3"),
-    (dict(num_class_embeds=3), (2, 1, 4, 4), 0, [1], r"expects labels of shape \(2,\)"),
+    (dict(class_embed_type="timestep"), (2, 1, 4, 4), 0, [1.0], r"expects labels of shape \(2,\)"),
+    (dict(class_embed_type="identity"), (2, 1, 4, 4), 0, [1, 2], r"expects labels of shape \(2, 16\), got \(2,\)"),
 ])
 def test_calls_that_are_refused(config, shape, t, labels, message):
     with pytest.raises(ValueError, match=message):

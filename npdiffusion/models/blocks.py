@@ -41,12 +41,12 @@ def check_sides(network, x, halvings):
                          f"{x.shape[2]}×{x.shape[3]}: pad or crop the picture")
 
 
-def per_sample(network, name, value, x):
-    """One number for all or (N,) of them, as (N,) on the array x's device; or an error."""
-    value, shape = value if hasattr(value, "strides") else np.asarray(value), (len(x),)
+def per_sample(network, name, value, x, *sizes):
+    """Numbers of shape sizes (one for all) or (N, *sizes), as (N, *sizes) on the array x's device; or an error."""
+    value, shape = value if hasattr(value, "strides") else np.asarray(value), (len(x), *sizes)
     if value.dtype.kind not in "iuf":
         raise TypeError(f"{network} expects {name} to be real numbers, got {value.dtype}")
-    if value.shape not in ((), shape):
+    if value.shape not in (sizes, shape):
         raise ValueError(f"{network} expects {name} of shape {shape}, got {value.shape}")
     return array_module(x).broadcast_to(to_device(value, x), shape)
 

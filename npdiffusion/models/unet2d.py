@@ -25,7 +25,7 @@ CONFIG = {  # key: (diffusers' default, what is supported), see config.py
     "add_attention": (True, bool), "attention_head_dim": (8, (int, None)), "attn_norm_num_groups": (None, (int, None)),
     "time_embedding_type": ("positional", "positional"), "time_embedding_dim": (None, (int, None)),
     "freq_shift": (0, float), "flip_sin_to_cos": (True, bool), "num_class_embeds": (None, (int, None)),
-    "class_embed_type": (None, None), "center_input_sample": (False, False),
+    "class_embed_type": (None, (None, "timestep", "identity")), "center_input_sample": (False, False),
     "dropout": (0.0, float), **dict.fromkeys(["num_train_timesteps", *EMA], IGNORED)}
 
 halve, double = partial(F.avg_pool2d, kernel_size=2), partial(F.interpolate, scale_factor=2)  # mean, nearest neighbour
@@ -121,7 +121,8 @@ class UNet2DModel(nn.Module):
             has attention after every residual block, "Resnet…" residual blocks that change the resolution.
         layers_per_block: residual blocks of a level on the way down; on the way up there is one more.
         attention_head_dim: channels of one head; None for one head of all.
-        num_class_embeds: K, for labels 0 … K − 1.
+        num_class_embeds: K, for labels 0 … K − 1; or class_embed_type, "timestep" for labels that are numbers, embedded
+            as t is, "identity" for labels (N, time_embedding_dim) that are an embedding.
 
     Called as ``unet(x, t, labels)`` with x a Tensor (N, in_channels, H, W), H and W multiples of 2^(levels − 1), t
     numbers (N,) or one number, whole or not, and labels if the network has classes; returns a Tensor
@@ -134,7 +135,7 @@ class UNet2DModel(nn.Module):
         self.config = config = check_config("UNet2DModel", config, CONFIG)
         channels, layers, groups = (config[k] for k in ("block_out_channels", "layers_per_block", "norm_num_groups"))
         _check_sizes(config, channels)
-        width = config["time_embedding_dim"] or 4 * channels[0]
+        width, class_embed = config["time_embedding_dim"] or 4 * channels[0], config["class_embed_type"]
         scale_shift = config["resnet_time_scale_shift"] == "scale_shift"
         resnet = partial(ResnetBlock2D, width=width, groups=groups, eps=config["norm_eps"], scale_shift=scale_shift,
                          dropout=config["dropout"])
@@ -150,9 +151,12 @@ class UNet2DModel(nn.Module):
 
         self.conv_in = nn.Conv2d(config["in_channels"], channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], width)
-        self.num_classes, self.labels_required = config["num_class_embeds"], bool(config["num_class_embeds"])
+        self.num_classes = None if class_embed else config["num_class_embeds"]
+        self.labels_required = bool(class_embed or self.num_classes)
         if self.num_classes:
             self.class_embedding = nn.Embedding(self.num_classes, width)
+        elif class_embed == "timestep":
+            self.class_embedding = TimestepEmbedding(channels[0], width)
         self.down_blocks = nn.ModuleList()
         h, skips, last = channels[0], [channels[0]], len(channels) - 1  # channels of h and of the skips
         convolution = partial(Downsample2D, padding=config["downsample_padding"])
@@ -221,19 +225,27 @@ class UNet2DModel(nn.Module):
         return self.conv_out(self.conv_norm_out(h))
 
     def _embedding(self, x, t, labels):
-        """Of time, plus of class: (N, width). Of time it is made from cos(t·ω_i) and sin(t·ω_i), or the sines first,
-        with ω_i = 10000^(−i/(d/2 − freq_shift)), i < d/2, d the first level's channels."""
+        """Of time, plus of class: (N, width)."""
         if (labels is not None) != self.labels_required:
             raise ValueError(f"this UNet2DModel {'needs' if self.labels_required else 'takes no'} labels")
-        d, shift = self.config["block_out_channels"][0], self.config["freq_shift"]
-        period = 10000 ** (d / 2 / (d / 2 - shift))
-        y = timestep_embedding(per_sample("UNet2DModel", "t", t, x), d, period, x.dtype)
-        if not self.config["flip_sin_to_cos"]:
-            y = array_module(x).concatenate([y[:, d // 2:], y[:, :d // 2]], 1)
-        embedding = self.time_embedding(Tensor(y))
+        embedding = self.time_embedding(self._sinusoids("t", t, x))
         if labels is None:
             return embedding
-        return embedding + self.class_embedding(per_sample("UNet2DModel", "labels", labels, x))
+        if self.num_classes:
+            return embedding + self.class_embedding(per_sample("UNet2DModel", "labels", labels, x))
+        if self.config["class_embed_type"] == "timestep":
+            return embedding + self.class_embedding(self._sinusoids("labels", labels, x))
+        labels = per_sample("UNet2DModel", "labels", labels, x, embedding.shape[1])
+        return embedding + Tensor(labels.astype(x.dtype, copy=False))
+
+    def _sinusoids(self, name, t, x):
+        """cos(t·ω_i) and sin(t·ω_i), or the sines first, with ω_i = 10000^(−i/(d/2 − freq_shift)), i < d/2: (N, d)."""
+        d, shift = self.config["block_out_channels"][0], self.config["freq_shift"]
+        period = 10000 ** (d / 2 / (d / 2 - shift))
+        y = timestep_embedding(per_sample("UNet2DModel", name, t, x), d, period, x.dtype)
+        if not self.config["flip_sin_to_cos"]:
+            y = array_module(x).concatenate([y[:, d // 2:], y[:, :d // 2]], 1)
+        return Tensor(y)
 
 
 def _check_sizes(config, channels):
