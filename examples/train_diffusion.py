@@ -15,6 +15,8 @@ samples-STEP.png; at the end metrics.json, denoised.png (test pictures with nois
 over the nearest training pictures).
 """
 
+from functools import lru_cache
+
 from command_line import (above_0, add_pictures, below_1, integer, load_examples, parse, parser_for,
                           settings_of, some, write_metrics)
 
@@ -119,11 +121,12 @@ def main():
         noise = run.device_rng.standard_normal(x0.shape, dtype=np.float32)
         return F.mse_loss(model(Tensor(scheduler.add_noise(x0, noise, t)), t, labels), Tensor(noise))
 
-    def samples():
+    @lru_cache(maxsize=1)
+    def samples(step):  # drawn once after so many steps: the sheet at the end, and what is nearest, show the same
         return draw(model, size, rows=4, generator=np.random.default_rng(0))
 
     def sheet(run):
-        rows = samples()
+        rows = samples(run.step)
         save_png(args.out / f"samples-{run.step:06d}.png", np.concatenate(rows), columns=rows.shape[1])
 
     run.fit(loss, args.out, batch=batch, cuda_graph=args.cuda_graph, resume=args.resume,
@@ -132,7 +135,7 @@ def main():
         error = epsilon_mse(model, scheduler, test, size)
         cleaned = some(test, how_many(size))
         clean(model, scheduler, cleaned, np.random.default_rng(0), args.out / "denoised.png")
-        drawn = np.concatenate(samples())
+        drawn = np.concatenate(samples(run.step))
     found, distances = nearest(np.concatenate([drawn, cleaned]), pictures, bool(args.mirror))
     figure = picture_rows([drawn[:10], found[:10]], ["drawn", "nearest training picture"], cell=cell(drawn))
     save_figure(figure, args.out / "nearest.png")
