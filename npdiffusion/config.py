@@ -33,7 +33,7 @@ def read_config(path, tables):
     try:
         config = json.loads(path.read_text("utf-8"))
         name = config.get("_class_name")
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or no configuration ({error}): download it again") from error
     if name not in list(tables):  # which may be no name at all
         raise ValueError(f"{path}: _class_name is {json.dumps(name)}; supported: {' or '.join(tables)}")

@@ -93,13 +93,14 @@ def copy_into(own, arrays, what, strict=True):
     """Copy named arrays into ``own``, in place, as ``Module.load_state_dict`` says. what: how its errors begin."""
     missing, unexpected = [k for k in own if k not in arrays], [k for k in arrays if k not in own]
     if strict and (missing or unexpected):
-        raise KeyError(f"{what}: missing {missing}, unexpected {unexpected}")
+        more = [f" and {len(names) - 5} more" * (len(names) > 5) for names in (missing, unexpected)]
+        raise KeyError(f"{what}: missing {missing[:5]}{more[0]}, unexpected {unexpected[:5]}{more[1]}")
     given = {name: arrays[name] for name in own if name in arrays}
     arrays = {name: a if _is_cupys(a) else np.asarray(a) for name, a in given.items()}
     wrong = [f"{name}: expected {own[name].shape}, got {a.shape}" for name, a in arrays.items()
              if a.shape != own[name].shape]
     if wrong:
-        raise ValueError(f"{what} in shape: " + "; ".join(wrong))
+        raise ValueError(f"{what} in shape: " + "; ".join(wrong[:5]) + f" and {len(wrong) - 5} more" * (len(wrong) > 5))
     for name, a in arrays.items():
         own[name][...] = to_device(a, own[name])
 

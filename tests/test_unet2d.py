@@ -1,9 +1,12 @@
 """diffusers' UNet2DModel in NumPy: against diffusers where it is installed, and against a file made with it."""
 
+import functools
 import inspect
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -263,7 +266,7 @@ def test_old_names_of_weights(golden):
     state = {}
     for name, array in load_file(golden / WEIGHTS)[0].items():
         if ".downsamplers." in name:
-            state[name.replace(".conv.", ".Conv2d_0.")] = array
+            state[name.replace(".conv.", ".Conv2d_0.")] = 7 * array  # which is not looked at
         for new, before in old.items():
             if f".{new}." in name:
                 name = name.replace(new, before)
@@ -340,6 +343,20 @@ def small(**config):
                           "layers_per_block": 1, **types, **config})
 
 
+@pytest.mark.parametrize("kind, sizes", [("timestep", ()), ("identity", (16,))])
+def test_it_draws_what_embedded_labels_ask_for(kind, sizes):
+    model, scheduler, x = small(class_embed_type=kind), DDIMScheduler(1000), np.ones((2, 1, 4, 4), np.float32)
+    labels = np.random.default_rng(0).standard_normal((2, *sizes), dtype=np.float32)
+    both = denoise(model, scheduler, x, [300, 600], labels=labels)
+    for i, t in enumerate((300, 600)):
+        alone = denoise(model, scheduler, x[:1], t, labels=labels[i:i + 1])
+        np.testing.assert_allclose(both[i:i + 1], alone, atol=1e-5)
+    assert np.isfinite(generate(model, scheduler, x.shape, labels, num_inference_steps=2)).all()
+    for wrong in (labels[:1], ["a", "b"]):
+        with pytest.raises(ValueError, match="labels: expected 2 numbers or vectors, one for each picture"):
+            generate(model, scheduler, x.shape, wrong, num_inference_steps=2)
+
+
 def test_it_draws_and_denoises():
     model, scheduler = UNet2DModel.from_pretrained(GOLDEN), scheduler_from_pretrained(GOLDEN)
     drawn = generate(model, scheduler, (2, 3, 8, 12), num_inference_steps=3)
@@ -363,11 +380,13 @@ def test_classes():
             generate(model, scheduler, (2, 1, 4, 4), labels=1, guidance_scale=guidance_scale)
 
 
-def test_the_example(golden, tmp_path):
-    def run(*args):
-        command = [sys.executable, ROOT / "examples" / "run_checkpoint.py", *map(str, args), "--out", tmp_path]
-        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+def run_checkpoint(out, *args):
+    command = [sys.executable, ROOT / "examples" / "run_checkpoint.py", *map(str, args), "--out", out]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
+
+def test_the_example(golden, tmp_path):
+    run = functools.partial(run_checkpoint, tmp_path)
     rewrite(golden / "scheduler_config.json", _class_name="DPMSolverMultistepScheduler", use_karras_sigmas=True)
     drawing = run(golden, "--count", 5, "--steps", 2)
     assert "18,399 weights; a pass takes" in drawing.stdout and "2/2" in drawing.stderr, drawing.stderr
@@ -377,6 +396,42 @@ def test_the_example(golden, tmp_path):
     missing = run("google/ddpm-cifar10-32")
     assert missing.returncode and "Traceback" not in missing.stderr
     assert "hf download google/ddpm-cifar10-32 --local-dir DIR" in missing.stderr
+
+
+@pytest.mark.parametrize("config, args, message", [
+    (dict(in_channels=4, out_channels=4), (), "in_channels 4 and out_channels 4: expected 1 or 3"),
+    (dict(out_channels=2), (), "in_channels 1 and out_channels 2"),
+    (dict(sample_size=5), (), "sample_size 5: expected .* that divide by 2"),
+    (dict(sample_size=[4, 4, 4]), (), r"sample_size \(4, 4, 4\): expected the side of its pictures, or"),
+    (dict(sample_size=None), (), "sample_size None"),
+    (dict(class_embed_type="timestep"), (), "class_embed_type timestep: expected none"),
+    (dict(num_class_embeds=3), ("--image", "x.png"), "3 classes: say with --label which"),
+    (dict(num_class_embeds=3), ("--label", "3"), "from 0 to 2, got 3"),
+    ({}, ("--label", "0"), "this UNet2DModel takes no labels"),
+])
+def test_networks_that_the_example_refuses(config, args, message, golden, tmp_path):
+    model = small(**{"sample_size": 4, **config})
+    save_file(golden / WEIGHTS, model.state_dict())
+    (golden / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **model.config}))
+    done = run_checkpoint(tmp_path / "out", golden, "--steps", 2, *args)
+    assert done.returncode and re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and not [*tmp_path.glob("out/*")]
+
+
+def test_the_example_draws_the_class_that_is_asked_for(golden, tmp_path):
+    model = small(sample_size=4, num_class_embeds=3)
+    model.class_embedding.weight.data *= 30  # so that classes differ by more than what clips them
+    save_file(golden / WEIGHTS, model.state_dict())
+    (golden / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **model.config}))
+    sheets = {}
+    for label in ([], ["--label", 2]):
+        done = run_checkpoint(tmp_path, golden, "--steps", 2, "--count", 4, *label)
+        sheets[len(label)] = np.asarray(Image.open(tmp_path / "drawn.png"))
+        assert done.returncode == 0, done.stderr
+    first, third = (slice(0, 4), slice(0, 4)), (slice(4, 8), slice(0, 4))  # in turn 0 1 2 0
+    assert (sheets[0][third] == sheets[2][third]).all() and (sheets[0][first] != sheets[2][first]).any()
+    cleaned = run_checkpoint(tmp_path, golden, "--steps", 2, "--image", tmp_path / "drawn.png", "--label", 1)
+    assert cleaned.returncode == 0 and (tmp_path / "cleaned.png").exists(), cleaned.stderr
 
 
 @pytest.mark.parametrize("side", [20, 29, 225])
@@ -418,7 +473,7 @@ def test_the_example_s_pictures_may_have_any_side(side, tmp_path):
     ("resnet_time_scale_shift", "ada_group", "resnet_time_scale_shift"),
     ("class_embed_type", "projection", "class_embed_type"),
     ("add_attention", 1, "add_attention is 1; supported: true or false"),
-    ("layers_per_block", 2, "missing .*resnets"),
+    ("layers_per_block", 2, r"missing \[(\S+, ){4}\S+\] and \d+ more, unexpected \[\]"),
     ("in_channels", 1, "conv_in.weight: expected"),
 ])
 def test_configurations_that_are_refused(golden, key, value, message):
@@ -476,9 +531,29 @@ def test_files_that_are_not_there(golden, tmp_path, monkeypatch):
     (golden / "weights").rename((golden / WEIGHTS).with_suffix(".bin"))
     with pytest.raises(ValueError, match="diffusion_pytorch_model.bin is a pickle.*python -c .*torch.load.*" + WEIGHTS):
         UNet2DModel.from_pretrained(golden)
+    (golden / WEIGHTS).with_suffix(".bin").rename(golden / "model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match="in one file under that name; there are: .*model.fp16.safetensors"):
+        UNet2DModel.from_pretrained(golden)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "", "\0"])
+def test_what_converts_a_pickle_does(golden, tmp_path):
+    """Tensors that share memory or are transposed, and a name that a shell would change."""
+    torch = pytest.importorskip("torch", reason="PyTorch's pickles need it installed")
+    folder = tmp_path / "it's $HOME"
+    shutil.copytree(golden, folder)
+    state = {name: torch.from_numpy(a.T.copy()).T if a.ndim == 2 else torch.from_numpy(a)
+             for name, a in load_file(folder / WEIGHTS)[0].items()}
+    twins = {name.replace(".conv.", ".Conv2d_0."): a for name, a in state.items() if ".downsamplers." in name}
+    torch.save(state | twins, (folder / WEIGHTS).with_suffix(".bin"))
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match="is a pickle") as info:
+        UNet2DModel.from_pretrained(folder)
+    command = str(info.value).partition("PyTorch: python")[2]
+    subprocess.run(shlex.quote(sys.executable) + command, shell=True, check=True)
+    check_golden(UNet2DModel.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "\0", pytest.param("[" * 200000, id="deep")])
 def test_damaged_configurations(golden, text):
     for name, read in (("config.json", UNet2DModel.from_pretrained),
                        ("scheduler_config.json", scheduler_from_pretrained)):

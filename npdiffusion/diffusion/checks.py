@@ -54,7 +54,8 @@ def check_shape(shape):
 
 
 def check_labels(labels, model, x, guidance_scale):
-    """``labels`` as N integers on x's device, or None; raise unless they and guidance_scale make sense."""
+    """``labels`` as N integers, or what else the model embeds, on x's device, or None; raise unless they and
+    guidance_scale make sense."""
     if not 0 <= guidance_scale < math.inf:
         raise ValueError(f"guidance_scale: expected a finite number >= 0, got {guidance_scale}")
     if labels is None:
@@ -62,9 +63,14 @@ def check_labels(labels, model, x, guidance_scale):
     if guidance_scale != 1 and getattr(model, "labels_required", False):
         raise ValueError('guidance_scale: guidance needs a network with a label for "no class", which this one lacks; '
                          "pass guidance_scale=1")
-    if model.num_classes is None:
-        raise ValueError("labels: this model has no classes; pass labels=None")
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    if model.num_classes is None:
+        if not getattr(model, "labels_required", False):
+            raise ValueError("labels: this model has no classes; pass labels=None")
+        if labels.dtype.kind not in "iuf" or labels.shape[:1] != (len(x),):
+            raise ValueError(f"labels: expected {len(x)} numbers or vectors, one for each picture, "
+                             f"got {labels.dtype} of shape {labels.shape}")
+        return to_device(labels, x)
     if labels.dtype.kind not in "iu" or labels.shape not in ((), (len(x),)):
         raise ValueError(f"labels: expected an integer or {len(x)} integers, one for each picture, "
                          f"got {labels.dtype} of shape {labels.shape}")

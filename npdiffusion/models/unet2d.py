@@ -1,5 +1,6 @@
 """The UNet of the public DDPM checkpoints, as Hugging Face's diffusers builds, names and stores it."""
 
+import shlex
 from functools import partial
 
 from .. import functional as F, nn
@@ -189,8 +190,12 @@ class UNet2DModel(nn.Module):
         pickled = weights.with_suffix(".bin")
         if pickled.is_file() and not weights.is_file():
             raise ValueError(f"{pickled} is a pickle, which may run anything: it is not read; convert it with PyTorch: "
-                             'python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
-                             f"'{pickled}', weights_only=True), '{weights}')\"")
+                             'python -c "import sys, torch, safetensors.torch as s; a, b = sys.argv[1:]; s.save_file('
+                             '{k: v.clone().contiguous() for k, v in torch.load(a, weights_only=True).items()}, b)" '
+                             f"{shlex.quote(str(pickled))} {shlex.quote(str(weights))}")
+        if not weights.is_file():
+            others = ", ".join(sorted(p.name for p in path.parent.glob("*.safetensors"))) or "none"
+            raise FileNotFoundError(f"no weights at {weights}, in one file under that name; there are: {others}")
         _, config = read_config(path, {"UNet2DModel": CONFIG})
         state = _renamed(load_file(weights)[0])
         if "mid_block.attentions.0.group_norm.weight" in state:  # the file decides: versions differ for scale_shift
@@ -227,7 +232,8 @@ class UNet2DModel(nn.Module):
     def _embedding(self, x, t, labels):
         """Of time, plus of class: (N, width)."""
         if (labels is not None) != self.labels_required:
-            raise ValueError(f"this UNet2DModel {'needs' if self.labels_required else 'takes no'} labels")
+            raise ValueError("this UNet2DModel {} labels: it has num_class_embeds {num_class_embeds}, class_embed_type "
+                             "{class_embed_type}".format("needs" if labels is None else "takes no", **self.config))
         embedding = self.time_embedding(self._sinusoids("t", t, x))
         if labels is None:
             return embedding
@@ -267,8 +273,11 @@ def _renamed(state):
     """Weights under diffusers' names of today; attention had others, and 1×1 convolutions for linear maps."""
     renamed = {}
     for name, array in state.items():
-        parts = name.replace(".Conv2d_0.", ".conv.").split(".")  # of some, the file has both
-        if "attentions" in parts:
+        today = name.replace(".Conv2d_0.", ".conv.")
+        if today != name and today in state:  # some files have both
+            continue
+        parts = today.split(".")
+        if "attentions" in parts[:-2]:
             old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.17
             parts[-2] = old.get(parts[-2], parts[-2])
             array = array.reshape(array.shape[:2]) if array.shape[2:] == (1, 1) else array
