@@ -43,39 +43,40 @@ print("f'(2) measured:", slope(lambda x: x * np.sin(x), 2.0), " on paper:", np.s
 class Value:
     """A number or an array, what it was made from, and how to pass a gradient on."""
 
-    def __init__(self, data, parents=(), name="", backward=lambda g: ()):
+    def __init__(self, data, parents=(), backward=lambda g: ()):
         self.data, self.grad = np.asarray(data, float), 0.0
-        self.parents, self.name, self.pass_on = parents, name, backward
+        self.parents, self.pass_on = parents, backward
 
     def __add__(self, other):
-        return Value(self.data + other.data, (self, other), "+", lambda g: (g, g))
+        return Value(self.data + other.data, (self, other), lambda g: (g, g))
 
     def __mul__(self, other):  # δ(ab) = b δa + a δb
-        return Value(self.data * other.data, (self, other), "×", lambda g: (g * other.data, g * self.data))
+        return Value(self.data * other.data, (self, other), lambda g: (g * other.data, g * self.data))
 
     def __matmul__(self, other):
-        return Value(self.data @ other.data, (self, other), "@", lambda g: (g @ other.data.T, self.data.T @ g))
+        return Value(self.data @ other.data, (self, other), lambda g: (g @ other.data.T, self.data.T @ g))
 
     def sin(self):
-        return Value(np.sin(self.data), (self,), "sin", lambda g: (g * np.cos(self.data),))
+        return Value(np.sin(self.data), (self,), lambda g: (g * np.cos(self.data),))
 
     def tanh(self):
         y = np.tanh(self.data)
-        return Value(y, (self,), "tanh", lambda g: (g * (1 - y * y),))
+        return Value(y, (self,), lambda g: (g * (1 - y * y),))
 
     def sum(self):
-        return Value(self.data.sum(), (self,), "sum", lambda g: (g * np.ones_like(self.data),))
+        return Value(self.data.sum(), (self,), lambda g: (g * np.ones_like(self.data),))
 
     def tape(self):
         """Everything that this was made from, in an order in which inputs come before what is made of them."""
-        order, seen, stack = [], set(), [(self, False)]
-        while stack:
-            value, done = stack.pop()
-            if done:
+        order = []
+
+        def visit(value):
+            if value not in order:
+                for parent in value.parents:
+                    visit(parent)
                 order.append(value)
-            elif value not in seen:
-                seen.add(value)
-                stack += [(value, True), *((parent, False) for parent in value.parents)]
+
+        visit(self)
         return order
 
     def backward(self):
@@ -141,7 +142,7 @@ for (value, at), name in zip(place.items(), ["x", "sin x", "x sin x"]):
     graph.text(*at, f"{name}\n{value.data:.3f}\ngradient {float(value.grad):.3f}", ha="center", va="center",
                bbox=dict(boxstyle="round", fc="white"))
     for parent, g in zip(value.parents, value.pass_on(value.grad)):
-        graph.annotate("", place[parent], at, arrowprops=dict(arrowstyle="->", shrinkA=36, shrinkB=36))
+        graph.annotate("", place[parent], at, arrowprops=dict(arrowstyle="->", shrinkA=46, shrinkB=46))
         graph.text(*np.add(at, place[parent]) / 2, f"{float(g):.3f}", color="C3", ha="center",
                    bbox=dict(fc="white", ec="white"))
 graph.set(xlim=(-0.7, 0.9), ylim=(0.5, 3.5), title="the tape of f(x) = x sin x at x = 2, walked back")

@@ -20,7 +20,8 @@ from tqdm import trange
 # 1. Seven loops
 #
 # Pictures x (N, C, H, W) have C channels; weights w (O, C, K, K) turn them into O channels. Each pixel of the result is
-# a weighted sum over a window of K × K pixels in all channels, and the window slides (LeCun et al. 1989):
+# a weighted sum over a window of K × K pixels in all channels, and the window slides (LeCun et al. 1989;
+# strictly this is a correlation: a convolution flips w):
 #
 #     y[n, o, p, q] = Σ_{c, i, j} w[o, c, i, j] · x[n, c, p + i, q + j],  with a loop for each of the seven letters.
 
@@ -85,7 +86,7 @@ assert nd.gradcheck(F.conv2d, (x, w)) and nd.gradcheck(F.conv_transpose2d, (g, w
 # 4. The other matrix
 #
 # For fixed weights y is linear in x: y = A x, both read pixel by pixel. Column k of A is what becomes of a picture that
-# is 1 in pixel k and 0 elsewhere. This matrix, nearly empty, shows what dx = Aᵀ g is: each pixel of g adds its multiple
+# is 1 in pixel k and 0 elsewhere. This sparse matrix shows what dx = Aᵀ g is: each pixel of g adds its multiple
 # of w to a window. On its own that is a transposed convolution (Dumoulin & Visin 2016, ch. 4), which enlarges.
 
 digit = digits("test").images[:1].reshape(1, 1, 8, 4, 8, 4).mean((3, 5))  # 32 × 32 pixels, averaged to 8 × 8
@@ -103,7 +104,7 @@ assert np.allclose(A @ digit.ravel(), y.ravel()) and np.allclose(A.T @ g.ravel()
 #     m_1 = (d_0 − d_2) f_0              m_2 = (d_1 + d_2) (f_0 + f_1 + f_2)/2             y_0 = m_1 + m_2 + m_3
 #     m_4 = (d_1 − d_3) f_2              m_3 = (d_2 − d_1) (f_0 − f_1 + f_2)/2             y_1 = m_2 − m_3 − m_4
 #
-# or y = Aᵀ[(G f) ⊙ (Bᵀ d)], ⊙ element by element (Lavin & Gray 2015, section 4.1). G f is made once for all pixels.
+# or y = Aᵀ[(G f) ⊙ (Bᵀ d)], another A, ⊙ element by element (Lavin & Gray 2015, section 4.1). G f is made once for all.
 # Along both axes, 2 × 2 results take 4² = 16 products, not 36; the package's 4 × 4 take 36, not 144.
 
 BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
@@ -115,7 +116,7 @@ assert np.array_equal(AT @ ((G @ f) * (BT @ d)), [d[:3] @ f, d[1:] @ f])
 # 6. The ladder
 #
 # A layer of a UNet, C to C channels on 4 pictures, on one core. The package takes Winograd's way by itself, unless a
-# pixel is far smaller than its neighbours in all channels, and would drown in their rounding errors. So one pixel of
+# pixel is far smaller in all channels than another, and might drown in the other's rounding errors. So one pixel of
 # zeros makes it use columns, built piece by piece, which stay in a cache (lesson 11). Python's loops are timed on a
 # small part and scaled up.
 

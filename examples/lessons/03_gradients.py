@@ -97,7 +97,7 @@ assert np.allclose(mean(dx, 2), 0) and np.allclose(mean(dx * xhat, 2), 0, atol=1
 
 # 3. A network
 #
-# Behind group norm come a weight and a bias for each channel, z = weight x̂ + bias, and SiLU, y = z s(z) with
+# After group norm come a weight and a bias for each channel, z = weight x̂ + bias, and SiLU, y = z s(z) with
 # s(z) = 1/(1 + e⁻ᶻ), whose slope is s (1 + z (1 − s)). A digit goes through filters for edges of four directions, max
 # pooling 3 × 3 at every second pixel, and this, in two groups of two channels. What does one output depend on?
 

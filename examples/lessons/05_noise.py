@@ -1,7 +1,7 @@
 """Lesson 5. Noise: what a perfect denoiser does
 
 A diffusion model is a denoiser, used many times. Before we train one, we ask what the best of all denoisers would do,
-one whose squared error nobody can beat. If all pictures that there are stand in a list, it fits in five lines.
+with the minimum mean squared error (MMSE). If all pictures that there are stand in a list, it fits in five lines.
 """
 
 from course import digits, keep
@@ -53,8 +53,8 @@ print(f"SNR at t = 0: {snr[0]:.0f}, at t = {T - 1}: {snr[-1]:.1e}; it is 1 at t 
 # as x_0 − m is zero on average for each x_t, which fixes m − D. The first term is not ours to change, and the second is
 # 0 for D = m. So whoever minimises the squared error learns the mean of all pictures that are still possible.
 #
-# Let the pictures be a bank of N digits x_1 … x_N, all as likely. By Bayes' rule the probability of digit i given x_t
-# is proportional to the density of the noise that x_t would then contain, which is Gaussian:
+# Let the pictures be a bank of N digits x_1 … x_N, all equally likely. By Bayes' rule the probability of digit i given
+# x_t is proportional to the density of the noise that x_t would then contain, which is Gaussian:
 #
 #     w_i ∝ exp(−‖x_t − √ᾱ_t x_i‖² / (2 (1 − ᾱ_t))),     E[x_0 | x_t] = Σ_i w_i x_i
 
@@ -88,7 +88,7 @@ assert np.allclose(weights(x_t, alphas_cumprod[400], bank) @ bank, posterior_mea
 # The drawn digit errs twice as much as the mean, in expectation exactly: given x_t, it and the truth are independent
 # draws from the same distribution. A sampler cannot be a best guess, and a best guess cannot be a sampler.
 #
-# exp(−Σ_i w_i log w_i) counts how many digits share the weight: 1 if one has it all, N if all have the same.
+# The perplexity exp(−Σ_i w_i log w_i) is the number of digits that share the weight: 1 if one has it all, N if all do.
 
 levels = np.unique(np.append(np.arange(0, T, 40), T - 1))
 errors, shared = {}, []
@@ -120,11 +120,11 @@ print(f"at t = {T - 1} the guess is {away:.4f} from the average digit; {shared[-
 print(f"one digit has nearly all the weight (a number below 1.1) up to t = {levels[shared < 1.1].max()}")
 assert away < 0.1 * np.sqrt(((bank - bank.mean(0))**2).mean()) and shared[0] < 1.01 and shared[-1] > 0.9 * len(bank)
 
-# The figure, for MNIST: a digit under more and more noise, always the same ε, and what can be told from it. Up to
-# t = 400 the mean is the digit itself: no other one of the bank fits what we see. Then the mean is a blend. It is
-# blurred because the possible digits differ, not because the denoiser is weak. The most probable digit stays sharp, and
-# becomes a wrong one. At the end the mean is the average digit. Below: the mean has the least error at every level, a
-# drawn digit twice that. Which one of the bank it was is lost from t = 400 to t = 700, where the SNR is far below 1.
+# The figure, for MNIST: a digit under more and more noise, always the same ε, and what can be told from it. Up to t =
+# 440 the mean is this digit itself: no other one of the bank fits what we see. Then the mean is a blend. It is blurred
+# because the possible digits differ, not because the denoiser is weak. The most probable digit stays sharp, and becomes
+# a wrong one. At the end the mean is the average digit. Below: the mean has the least error at every level, a drawn
+# digit twice that. Which one of the bank it was is lost from t = 400 to t = 700, as the SNR falls from 1/4 to 1/130.
 
 shown = [0, 120, 240, 360, 440, 500, 560, 640, 760, T - 1]
 x_t = np.stack([noisy(x0[4], noise[4], t) for t in shown])

@@ -29,7 +29,7 @@ of_picture, of_noise = (np.sqrt(share).astype(np.float32).reshape(T, 1, 1, 1)  #
                         for share in (alphas_cumprod, 1 - alphas_cumprod))
 
 # 2. A network ε_θ(x_t, t, c): it sees a noisy picture, the level t and the class c, and says which noise is in it. As
-# ε = (x_t − √ᾱ_t x_0)/√(1 − ᾱ_t), E[ε | x_t] and the E[x_0 | x_t] of lesson 5 tell each other: whoever predicts the
+# ε = (x_t − √ᾱ_t x_0)/√(1 − ᾱ_t), E[ε | x_t] and E[x_0 | x_t] (lesson 5) determine each other: whoever predicts the
 # noise with the least squared error is the perfect denoiser. At much noise ε is nearly x_t itself. So the layers are
 # asked for v = √ᾱ_t ε − √(1 − ᾱ_t) x_0 (Salimans & Ho 2022), from which ε = √(1 − ᾱ_t) x_t + √ᾱ_t v exactly.
 #
@@ -59,7 +59,7 @@ class Denoiser(nn.Module):
         self.last, self.out = nn.Conv2d(32, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)
 
     def forward(self, x, t, c):
-        angles = 4 * t[:, None] * 1e4**-(np.arange(32) / 32)
+        angles = 4 * t[:, None] * 1e4**-(np.arange(32) / 32)  # 4 t: as if of 1024 levels
         waves = Tensor(np.hstack([np.cos(angles), np.sin(angles)], dtype=np.float32))
         told = F.silu(self.level(waves)) + self.label(c)
         full = F.silu(self.full(x))  # [n, 16, 12, 12]
@@ -76,16 +76,15 @@ class Denoiser(nn.Module):
 
 
 # 3. Training (algorithm 1): draw a picture, a level and noise; go a step down the gradient of ‖ε − ε_θ(x_t, t, c)‖².
-# The weights jump about as they learn; their moving average (EMA) evens that out, as does a rate that falls to 0.
+# The weights jump about as they learn; their moving average (EMA) evens that out.
 STEPS, network = 900, Denoiser()
-adam, average = optim.Adam(network.parameters()), optim.EMA(network, 0.99)
+adam, average = optim.Adam(network.parameters(), lr=0.004), optim.EMA(network, 0.99)
 for step in tqdm(range(STEPS), "training"):
     i, t = rng.integers(len(x_train), size=64), rng.integers(T, size=64)
     noise = rng.standard_normal((64, 1, 12, 12), np.float32)
     guess = network(Tensor(of_picture[t] * x_train[i] + of_noise[t] * noise), t, train.labels[i])
     adam.zero_grad()
     F.mse_loss(guess, Tensor(noise)).backward()
-    adam.lr = 0.004 * optim.warmup_cosine(step, STEPS, 20)
     adam.step()
     average.update()
 average.swap()
@@ -134,8 +133,8 @@ learned, known = loss["network, training digits"], loss["optimum, training digit
 assert (known < learned).all() and (learned[levels.index(20):] < 0.5).all() and loss["optimum, test digits"][2] > 1
 assert np.allclose(learned, loss["network, test digits"], rtol=0.2)  # what it has learned holds for new digits
 
-# 6. In bits. The variational bound (eq. 5) is how many bits a picture costs at most, if it is told from noise down to
-# x_0, level by level. Of 8-bit digits of full size: pretrained("mnist-ddpm") has learned the same way, for an hour.
+# 6. In bits. The variational bound (eq. 5) on −log p(x_0) is the length of a code: the bits that send a picture without
+# loss, from noise down to x_0, level by level. Of 8-bit digits of full size: "mnist-ddpm" has learned so for an hour.
 bound = variational_bound(pretrained(), DDPMScheduler(), *test[:30], groups=30, generator=rng)
 bits = 1024 * np.log(2)
 per_level = bound.diffusion.mean(0) / np.diff(bound.edges) / bits
@@ -148,7 +147,7 @@ print(f"{bound.total.mean() / bits:.2f} bits per dimension, {bound.decoder.mean(
 # than in the bound, and pictures are the better for it (Ho et al. 2020, section 3.4). Below: drawn, not copied.
 figure = Figure(figsize=(12, 6), layout="constrained")
 top, bottom = figure.subfigures(2, 1, height_ratios=[3.2, 1])
-(left, right), panels = top.subplots(1, 2), bottom.subplots(2, 20)
+(left, right), below = top.subplots(1, 2), bottom.subplots()
 for (name, curve), style in zip(loss.items(), ["C0.-", "C1.-", "C0.--", "C1.--"]):
     left.loglog(np.array(levels) + 1, np.maximum(curve, 1e-9), style, label=name)
 left.axhline(1, color="0.6", ls=":", label="no answer: $ε_θ$ = 0")
@@ -159,14 +158,11 @@ right.plot(0.7, bound.decoder.mean() / bits, "C3o", label="the last step, from t
 right.set(xscale="log", yscale="log", xlabel="level t, of 1024", ylabel="bits per dimension, of one level",
           title=f"mnist-ddpm, full size: {bound.total.mean() / bits:.2f} bits per dimension")
 right.legend(fontsize=8)
-for panel, picture in zip(panels.ravel(), [*new[:20], *nearest[:20]]):
-    panel.imshow(picture.reshape(12, 12), cmap="gray", vmin=-1, vmax=1)
-    panel.set(xticks=[], yticks=[])
-for panel, label in zip(panels[0], labels):
-    panel.set_title(label, fontsize=8)
-panels[0, 0].set_ylabel("drawn")
-panels[1, 0].set_ylabel("nearest\nin training", fontsize=7)
+sheet = [[np.pad(x.reshape(12, 12), 1, constant_values=1) for x in row] for row in (new[:20], nearest[:20])]
+below.imshow(np.block(sheet), cmap="gray", vmin=-1, vmax=1)
+below.set(xticks=14 * np.arange(20) + 6.5, xticklabels=labels[:20], yticks=[6.5, 20.5],
+          yticklabels=["drawn", "nearest in training"])
 keep(figure, __file__)
 
-# Try: train for ten times as many steps. Hold the rate at 0.004: what is average.swap() worth then? Let x̂_0 of the
-# first step be the result: what does it look like? Then the exercises: exercises/06_learning_the_noise.py.
+# Try: train for ten times as many steps. Leave average.swap() out: what was it worth? Let x̂_0 of the first step be the
+# result: what does it look like? Then the exercises: exercises/06_learning_the_noise.py.

@@ -25,10 +25,10 @@ def ancestral(x, x0, alpha_bar, alpha_bar_next, noise):
     return mean + np.sqrt(shrink * (1 - alpha)) * noise
 
 
-# DDIM (Song et al. 2021, eq. 12, nothing drawn): take the noise away, and put back less of the same. With y = x/√ᾱ and
-# the noise on that scale, σ = √((1 − ᾱ)/ᾱ), y is x̂_0 + σ ε̂ before the step, and y′ = x̂_0 + σ′ ε̂ after it. That is
-# y′ = y + (σ′ − σ) ε̂, Euler's step for the differential equation dy/dσ = ε̂ = (y − x̂_0)/σ. In the limit of small
-# steps x follows a curve, the solution of this equation.
+# DDIM (denoising diffusion implicit models, Song et al. 2021, eq. 12, nothing drawn): take the noise away, and put back
+# less of the same. With y = x/√ᾱ and the noise on that scale, σ = √((1 − ᾱ)/ᾱ), y is x̂_0 + σ ε̂ before the step, and
+# y′ = x̂_0 + σ′ ε̂ after it. That is y′ = y + (σ′ − σ) ε̂, Euler's step for the differential equation dy/dσ = ε̂, which
+# is (y − x̂_0)/σ. In the limit of small steps x follows a curve, the solution of this equation.
 def ddim(x, x0, alpha_bar, alpha_bar_next):
     epsilon = (x - np.sqrt(alpha_bar) * x0) / np.sqrt(1 - alpha_bar)
     return np.sqrt(alpha_bar_next) * x0 + np.sqrt(1 - alpha_bar_next) * epsilon
@@ -112,7 +112,7 @@ def learned(x, alpha_bar, labels=classes):
     t = np.full(len(x), abs(alpha_bars - alpha_bar).argmin())
     with nd.no_grad():
         noise = network(nd.Tensor(x.astype(np.float32)), t, labels).data
-    return ((x - np.sqrt(1 - alpha_bar) * noise) / np.sqrt(alpha_bar)).clip(-1, 1)  # as pictures end
+    return ((x - np.sqrt(1 - alpha_bar) * noise) / np.sqrt(alpha_bar)).clip(-1, 1)  # pictures lie within ±1
 
 
 few, start, quality = [3, 5, 8, 12], rng.standard_normal((100, 1, 32, 32)), {}
@@ -130,11 +130,11 @@ nd.set_num_threads(1)  # for a single picture a second thread does not pay
 path, guesses = walk("ancestral", lambda *x: learned(*x, [5]), start[5:6], np.append(alpha_bars[::-1], 1), rng)
 
 # The figure. Above, from left to right: along the curves each start has its end. From 0.5, near a fork, six steps of
-# DDIM end between two Gaussians, six of DPM-Solver++ nearer to the curve's end. Ancestral walks from these starts end
-# anywhere. DDIM's error halves when its passes are doubled, DPM-Solver++'s is quartered; the ancestral one comes down
-# to chance (dotted). With the network the order is the same at 5 passes (of 3, only the second step is not DDIM's in
-# DPM-Solver++); at 8, DPM-Solver++ is as near as real digits are (dashed). Below: the five. At t = 1023 the error of ε
-# is multiplied by σ = 176, then clipped. Soon the guess is a blurred five, its shape settled by t = 250.
+# DDIM end between two Gaussians, six of DPM-Solver++ nearer to the curve's end. Ancestral walks may end in any of the
+# three. DDIM's error halves when its passes are doubled, DPM-Solver++'s is quartered; the ancestral one comes down to
+# about chance (dotted). With the network, DPM-Solver++ is as near as real digits are (dashed) after 5 passes, DDIM
+# after 8 (of 3 passes only one is not DDIM's in DPM-Solver++). Below: the five. At t = 1023 the error of ε is
+# multiplied by σ = 178, then clipped. Soon the guess is a blurred five, its shape settled by t = 250.
 figure = Figure(figsize=(15, 7), layout="constrained")
 top, bottom = figure.subfigures(2, 1, height_ratios=[1.7, 1])
 curves, wander, order, few_passes = top.subplots(1, 4)
@@ -152,7 +152,7 @@ for method, style in zip(METHODS, ("C2^-", "C1o-", "C3s-")):
         print(f"from 0.5 to {way[-1, 0]:.2f} in six steps, {np.interp(0.5, starts, exact):.2f} on the curve  {method}")
     order.loglog(passes, errors[method], style, label=method)
     few_passes.plot(few, quality[method], style, label=method)
-order.axhline(by_chance, color="C2", ls=":")
+order.axhline(by_chance, color="C2", ls=":", label="5000 exact draws")
 few_passes.axhline(real_quality, color="k", ls="--", lw=1, label="real digits")
 order.set(xlabel="passes", ylabel="distance from where curves end (median)", title="error where nothing is unknown")
 few_passes.set(xlabel="passes of the network", ylabel="Fréchet distance, 16 components", title="100 digits", xticks=few)

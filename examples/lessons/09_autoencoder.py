@@ -125,7 +125,7 @@ for name, row in {"level t": LEVELS, **errors}.items():
 
 code = [vae.encode(nd.Tensor(x.reshape(COUNT, -1)))[0].data for x in (clean, *found["noisy"], np.roll(clean, 1, 0))]
 *moved, apart = (np.linalg.norm(of - code[0], axis=1).mean() for of in code[1:])
-print("the code has moved, times the distance to another digit's:", *(f"{m / apart:.2f}" for m in moved))
+print("moves of the code, over the distance to another digit's:", *(f"{m / apart:.2f}" for m in moved))
 grey = {name: [np.mean(1 - at[k]**2) for k in (0, 5)] for name, at in found.items() if name in ("VAE", "one-shot")}
 print("grey, mean of 1 − x², at t = 50 and 500:", *(f"{name} {a:.3f} {b:.3f}" for name, (a, b) in grey.items()))
 assert grey["VAE"][1] < 1.3 * grey["VAE"][0] and grey["one-shot"][1] > 2 * grey["one-shot"][0]
@@ -133,8 +133,8 @@ assert (errors["VAE"][:2] > 1.3 * errors["PCA Wiener"][:2]).all()
 assert (errors["VAE"][:5] > 1.1 * errors["one-shot"][:5]).all()
 
 # The exact posterior is beaten at low levels, up to t = 200 even by the VAE: there it is the nearest training digit, no
-# test digit. At high levels it is close to the least error there is, and one-shot is close to it. At t = 800 the linear
-# PCA Wiener is closer still: hardly more than the mean digit is left to say.
+# test digit. At high levels it is close to the least error there is, and one-shot is close to it. At t = 700 and
+# 800 the linear PCA Wiener is as close or closer: hardly more than the mean digit is left to say.
 
 assert (errors["exact posterior"][:3] > 1.5 * errors["one-shot"][:3]).all()
 assert errors["one-shot"][-1] < 1.2 * errors["exact posterior"][-1]
@@ -164,5 +164,5 @@ right.set(xticks=32 * np.arange(len(LEVELS)) + 16, xticklabels=LEVELS, xlabel="n
 keep(figure, __file__)
 
 # Try: train the VAE on noisy pictures with clean ones as targets, at one level, then at all (give it x_t: x_t/√ᾱ_t is
-# huge at high levels); give it a longer code (latent=100), or more steps. Which of its faults goes, and which
+# huge at high levels); give it more steps, then a longer code as well (latent=100). Which of its faults goes, and which
 # stays? Does it learn to say "perhaps"? Then the exercises: exercises/09_autoencoder.py.

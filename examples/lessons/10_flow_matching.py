@@ -1,7 +1,8 @@
 """Lesson 10. The same thing as a flow
 
-Diffusion was told with levels of noise, schedules and a network that predicts ε. Newer papers draw straight lines from
-noise to data and learn a velocity. How much of that is new, and what can a network of DDPM do with it untrained?
+Denoising diffusion probabilistic models (DDPM, Ho et al. 2020) have levels of noise, and a network that predicts ε.
+Newer papers draw straight lines from noise to data, and learn a velocity. How much of that is new, and what can a DDPM
+network do with it untrained?
 """
 
 from course import keep
@@ -25,18 +26,19 @@ from tqdm import tqdm
 # x, any of ε, x_0, v = √ᾱ ε − √(1 − ᾱ) x_0 (Salimans & Ho 2022) and u tells the others, linearly, so the same holds for
 # their means, given x, and for estimates of these. A network that predicts one predicts all four.
 
-alpha_bars, rng = DDPMScheduler().alphas_cumprod, np.random.default_rng(0)
+schedule, rng = DDPMScheduler(), np.random.default_rng(0)
+alpha_bars = schedule.alphas_cumprod
 k = np.sqrt(alpha_bars) + np.sqrt(1 - alpha_bars)
 times = np.sqrt(1 - alpha_bars) / k  # of the flow, for each of DDPM's levels
 x0, epsilon = rng.standard_normal((2, 5, 1, 4, 4))
-x, v = (make(x0, epsilon, 300) for make in (DDPMScheduler().add_noise, DDPMScheduler().get_velocity))
+x, v = schedule.add_noise(x0, epsilon, 300), schedule.get_velocity(x0, epsilon, 300)
 for kind, answer in (("epsilon", epsilon), ("sample", x0), ("v_prediction", v)):
     estimate = DDPMScheduler(prediction_type=kind, clip_sample=False).predict_original_sample(answer, 300, x)
     assert np.allclose((x / k[300] - estimate) / times[300], epsilon - x0)
 
 # 2. Lines cross, the flow does not
 #
-# x_t alone does not tell on which line it lies. Least squares answers with the mean of all lines through it,
+# x_t alone does not tell on which line it lies. Least squares answers with the mean slope of all lines through it,
 # u(x, t) = E[ε − x_0 | x_t = x] = (x − E[x_0 | x_t = x])/t, and points that start as noise and move so have, at any
 # t, the density of x_t (Lipman et al. 2023, theorem 1). If the data are points x_i, u is known: E[x_0 | x_t = x]
 # weights them by exp(−|x − (1 − t) x_i|²/(2t²)), DDPM's posterior mean at another scale. Paths of a flow never cross,
@@ -116,10 +118,10 @@ off = [np.median(np.sqrt(((x[:, None] - curve)**2).sum(2).min(1))) for x in (flo
 print("loss {:.3f}, exact {:.3f}; distance from the curve {:.2f}, then {:.2f}, exact {:.2f}".format(*losses, *off))
 assert losses[1] < losses[0] < 1.15 * losses[1] and off[2] < off[1] < off[0] / 2.5
 
-# 4. A network of DDPM is a velocity network
+# 4. A DDPM network is a velocity network
 #
 # By part 1: look up the level with √ᾱ : √(1 − ᾱ) = (1 − t) : t, multiply x by k, ask for ε, turn it into x̂_0 (clipped
-# to ±1, as pictures are) and u. We begin at t = 0.98: at the last level x_0 has over a hundred times the error of ε.
+# to ±1, as pictures are) and u. We begin at t = 0.98: at the last level x̂_0 has 178 times the error of ε.
 
 network, judge, labels = pretrained("mnist-ddpm"), pretrained("mnist-classifier"), np.arange(20) % 10
 
@@ -129,7 +131,7 @@ def velocity(x, t):
     ddpm = np.float32(k[level]) * x
     with nd.no_grad():
         epsilon = network(nd.Tensor(ddpm), level, labels).data
-    return (x - DDPMScheduler().predict_original_sample(epsilon, level, ddpm)) / np.float32(t)
+    return (x - schedule.predict_original_sample(epsilon, level, ddpm)) / np.float32(t)
 
 
 noise, steps = rng.standard_normal((20, 1, 32, 32), dtype=np.float32), (1, 2, 4, 8, 16, 32, 64)
@@ -145,7 +147,7 @@ assert min(right[3:]) > 0.7 and all(np.diff(away) < 0) and away[5] < away[0] / 3
 # The figure. Top: noise (t = 1) joined to three numbers by lines, which cross; their flow, which bends so as not to; a
 # velocity learned in the plane (100 of 300 paths, all ends; off the curve, the network errs). Below: one step gives the
 # mean of a class, as at t = 1 x says nothing of x_0; a few give one digit of it. More follow the network's curve,
-# and that may lead elsewhere: of 20 digits two are lost, the second 0, which becomes a B, and the second 1, an L.
+# and that may lead elsewhere: of 20 digits the second 0 becomes a B, and the second 1 an L.
 
 figure = Figure(figsize=(12, 9), layout="constrained")
 top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.35])
@@ -161,7 +163,7 @@ plane.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal", title="a velocity 
 axes = bottom.subplots()
 axes.imshow(np.block([[np.pad(x[0], 1, constant_values=1) for x in row[:16]] for row in drawn]), cmap="gray")
 axes.set(yticks=34 * np.arange(7) + 16.5, yticklabels=steps, xticks=[], ylabel="Euler steps",
-         title="digits drawn by Euler's steps in the flow's time, with a network of DDPM")
+         title="digits drawn by Euler's steps in the flow's time, with a DDPM network")
 keep(figure, __file__)
 
 # Try: in ``batch``, sort x0 and epsilon, each by its second coordinate. The loss falls below the exact one, and part 3

@@ -2,7 +2,7 @@
 
 What are a cache, a thread and a block for? The package has each kernel three times: plain, to be read; fast, for CPUs;
 in CUDA C, for GPUs. All compute the same, but the fast ones know where numbers lie and who fetches them. This lesson
-takes one convolution through the three rooms, and measures or counts what each idea is worth.
+takes one convolution through these rooms, in npdiffusion/kernels, and measures or counts what each idea is worth.
 """
 
 from itertools import product
@@ -39,10 +39,10 @@ def conv(x, w, n):
 
 # 2. A thread: for work that takes longer than to wake it
 #
-# Two threads may take half of the pictures each: NumPy lets go of Python's lock while it computes. But a thread has to
-# be woken, and between two calls of NumPy both want the lock. The package takes as many as nd.set_num_threads says, but
-# first asks how much there is to do, and keeps to one below about a millisecond (WORTH in npdiffusion/threads.py).
-# Times change with the machine and with who else is on it: we look at them, and assert nothing.
+# Two threads may take half of the pictures each: NumPy lets go of Python's lock (the GIL) while it computes. But a
+# thread has to be woken, and between two calls of NumPy both want the lock. The package takes as many as
+# nd.set_num_threads says, but keeps to one for less than about a millisecond (WORTH in npdiffusion/threads.py). Times
+# change with the machine and with who else is on it: we look at them, and assert nothing.
 
 rng, sizes = np.random.default_rng(0), 2 ** np.arange(7)
 x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 12, 34, 34), (12, 12, 3, 3)))
@@ -64,8 +64,9 @@ for name, row in zip(jobs, times):
 # which its neighbours fetch too, from a memory far away. So threads come in blocks, of T × T here, that share a small
 # memory of their own. Together they fetch a tile, T + 2 pixels wide: their own and a halo. They wait until all have
 # done so (__syncthreads), read their windows from the tile, and wait again before the next channel takes its place: for
-# each result and channel ((T + 2)/T)² reads in place of 9, and fewer at the edge, where tiles are cut off. In Python
-# such a thread, (ty, tx) of block (by, bx) of channel o, is a generator that yields where it waits.
+# each result and channel ((T + 2)/T)² reads in place of 9, and more where a block hangs over the edge, as its
+# tile serves fewer results. In Python such a thread, (ty, tx) of block (by, bx) of channel o, is a generator that
+# yields where it waits.
 
 
 def thread(x, w, y, reads, tile, o, by, bx, ty, tx):

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 # 1. What was measured pulls on what was not
 #
-# y = A x_0 was measured: A keeps the pixels outside of a hole, or takes the mean of each 4 × 4 pixels. A⁺ = Aᵀ (A Aᵀ)⁻¹
-# goes back: of all pictures that fit y, A⁺ y is the one of least length. To sample p(x_0 | y) takes the score
+# y = A x_0 was measured: A keeps the pixels outside of a hole, or takes the mean of each 4 × 4 pixels. The
+# pseudoinverse A⁺ = Aᵀ (A Aᵀ)⁻¹ goes back: of all pictures that fit y, A⁺ y has the least length. To sample p(x_0 | y)
+# takes the score
 #
 #     ∇ log p(x_t | y) = ∇ log p(x_t) + ∇ log p(y | x_t)          (Bayes' rule, as in lesson 8)
 #
@@ -50,9 +51,9 @@ assert np.allclose(x0.data + (1 - alpha_bar) / np.sqrt(alpha_bar) * x.grad, dire
 #
 # Of digits Σ is not known. ΠGDM (pseudoinverse-guided diffusion models, Song et al. 2023) takes r² I with r² = 1 − ᾱ,
 # as if they were N(0, I), and with that Aᵀ (A Σ Aᵀ)⁻¹ = A⁺/r². So the second term is g/r², g = Jᵀ A⁺ (y − A x̂_0). A
-# step of DDIM (η = 1) from ᾱ = α ᾱ' to ᾱ' moves x by (1 − α)/√α times the score. Algorithm 1 moves it by √ᾱ g: at high
-# noise, where r² is a poor guess of Σ, as digits vary in few directions, g counts less than in a score, later more.
-# That is a choice, and with digits it works better (try it). DDIM's ε is what x̂_0, clipped to ±1, leaves of x.
+# step of DDIM (η = 1: ancestral) from ᾱ = α ᾱ' to ᾱ' moves x by (1 − α)/√α times the score. Algorithm 1 moves it by
+# √ᾱ g: at high noise, where r² is a poor guess of Σ, as digits vary in few directions, g counts less than in a score,
+# later more. That is a choice, and with digits it works better (try it). DDIM's ε is what x̂_0, clipped, leaves of x.
 
 network, schedule = pretrained("mnist-ddpm"), DDPMScheduler()
 for parameter in network.parameters():
@@ -96,8 +97,9 @@ def sample(y, operator, rng, guided=True, steps=32):
 #
 # Test digits, each drawn four times, against the naive way (what was measured is put into x_t, as noisy as x_t is); the
 # mean of the pixels around the hole, or bicubic interpolation; the posterior mean if 10,000 training digits x_i were
-# all digits, and y had noise of σ = 2: weights exp(−|y − A x_i|²/8). PSNR counts the hole, or else all pixels. A sample
-# errs twice as much as a mean does (in squares, lesson 9), so it is the mean of four that other means compare with.
+# all digits, and y had noise of σ = 2: weights exp(−|y − A x_i|²/8). PSNR, 10 log₁₀(4/mean squared error) dB, is
+# that of the hole, or else of all pixels. A sample errs twice as much as a mean does (in squares, lesson 9), so it is
+# the mean of four that other means compare with.
 
 images, known = digits("test").images[:12], digits("train").images[:10000]
 first, last, hole, rows, trails = 10, 22, np.zeros((32, 32), bool), [], []
@@ -120,8 +122,8 @@ def around(y):
 for operator, where, simple in ((Inpaint(~hole), hole, around), (AveragePool(4), np.ones_like(hole), bicubic)):
     y, rng = operator.forward(images), np.random.default_rng(1)
     found, trail = sample(np.concatenate([y] * 4), operator, rng)
-    naive, _ = sample(np.concatenate([y] * 2), operator, rng, guided=False)
-    found, naive = found.reshape(4, *images.shape), naive.reshape(2, *images.shape)
+    naive, _ = sample(y, operator, rng, guided=False)
+    found = found.reshape(4, *images.shape)
     misfit = np.stack([np.square(one - operator.forward(known)).sum((1, 2, 3)) for one in y])
     weights = np.exp((misfit.min(1, keepdims=True) - misfit) / 8)
     bank = np.tensordot(weights / weights.sum(1, keepdims=True), known, 1)
@@ -131,7 +133,7 @@ for operator, where, simple in ((Inpaint(~hole), hole, around), (AveragePool(4),
     print(f"{type(operator).__name__}: " + ", ".join(f"{name} {value:.1f} dB" for name, value in psnr.items()))
     assert psnr["guided"] > psnr["naive"] and np.abs(operator.forward(found[0]) - y).max() < 1e-4
     assert psnr["mean of four guided"] > max(psnr["guided"], psnr[simple.__name__]) + 0.4
-    rows.append([operator.pinv(y), naive[0], *found[:3], found.mean(0), 2 * found.std(0).clip(0, 1) - 1, images])
+    rows.append([operator.pinv(y), naive, *found[:3], found.mean(0), 2 * found.std(0).clip(0, 1) - 1, images])
     trails.append(trail)
     few = sample(y[:2], operator, np.random.default_rng(1), steps=8)[0]
     package = restore(network, schedule, y[:2], operator, num_inference_steps=8, weight=1.0,
@@ -144,8 +146,8 @@ assert share[511] > 4 * share[31]
 
 # The figure. Above, from what was measured to the original (8 of 12 digits, 3 of 4 draws); the spread (white: a
 # standard deviation of 1) tells where the four differ, which is where y does not tell. Not all that fits is a digit:
-# see the 2. Below, one digit as its noise falls: x̂_0, and g (red: lighter, blue: darker, full colour: the number below
-# t). At high noise g reaches into the hole; in the end it only corrects known pixels along the strokes.
+# see the 2. Below, one digit as its noise falls: x̂_0, and g (green: the hole; red: lighter, blue: darker, full
+# colour: the number below t). At high noise g reaches into the hole; in the end it corrects known pixels of strokes.
 
 figure = Figure(figsize=(11, 7.8), layout="constrained")
 top, middle, below = figure.subplots(3, 1, height_ratios=[5.5, 1.25, 1.25])

@@ -18,7 +18,7 @@ def ddim_step(x_t, x0, alpha_bar, alpha_bar_prev, eta, noise):
 
 
 def heun_step(denoiser, x, sigma, sigma_next):
-    """One step of Heun's method, of second order, with two passes (Karras et al. 2022, algorithm 1 without noise).
+    """One step of Heun's method, of second order, with two passes (Karras et al. 2022, algorithm 1).
 
     On the scale of the picture, x = x_0 + σ ε, the curve's slope is dx/dσ = (x − D(x, σ)) / σ. Take Euler's step with
     the slope here, find the slope where it arrives, and take the step again with the mean of both. A step to
@@ -33,7 +33,7 @@ def spaced_timesteps(alphas_cumprod, n):
     """n of the levels t, from T − 1 down to 0, as evenly spaced in λ = ½ log(ᾱ_t / (1 − ᾱ_t)) as can be.
 
     λ falls with t. For each of n values of λ, evenly spaced between those of both ends, take the level t whose λ is
-    nearest. (There are so many levels that no two of them are the same.)
+    nearest. (n is so small that no two of them are the same.)
 
     alphas_cumprod: (T,), falling. n: at least 2. Returns n integers, falling.
     """

@@ -14,7 +14,7 @@ def block_of_pixel(H, W, T):
 
 
 def memory_lines(start, stride):
-    """How many pieces of memory a warp of 32 threads asks for at once.
+    """How many pieces of memory a warp, 32 threads that a GPU runs in step, asks for at once.
 
     Thread t reads element start + t·stride of a float32 array (4 bytes each), whose first byte begins a line. Memory
     comes in whole lines of 128 bytes: what lies in the same line is fetched once for all.
