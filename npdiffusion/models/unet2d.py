@@ -245,7 +245,8 @@ class UNet2DModel(nn.Module):
         return embedding + Tensor(labels.astype(x.dtype, copy=False))
 
     def _sinusoids(self, name, t, x):
-        """cos(t·ω_i) and sin(t·ω_i), or the sines first, with ω_i = 10000^(−i/(d/2 − freq_shift)), i < d/2: (N, d)."""
+        """cos(t·ω_i) and sin(t·ω_i), or the sines first, with ω_i = 10000^(−i/(d/2 − freq_shift)), i < d/2: (N, d),
+        where d is the first level's channels."""
         d, shift = self.config["block_out_channels"][0], self.config["freq_shift"]
         period = 10000 ** (d / 2 / (d / 2 - shift))
         y = timestep_embedding(per_sample("UNet2DModel", name, t, x), d, period, x.dtype)
