@@ -245,7 +245,8 @@ def test_on_the_cpu_graph_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("labels, scale", [(None, 1.0), (1, 1.0), (np.array([0, 2]), 2.5)])
-@pytest.mark.parametrize("kind, options", [(DDPMScheduler, {}), (DDIMScheduler, {"eta": 0.5}),
+@pytest.mark.parametrize("kind, options", [pytest.param(DDPMScheduler, {}, marks=pytest.mark.slow),
+                                           pytest.param(DDIMScheduler, {"eta": 0.5}, marks=pytest.mark.slow),
                                            (DPMSolverMultistepScheduler, {})], ids=["ddpm", "ddim", "dpm"])
 def test_captured_sampling(cupy, kind, options, labels, scale):
     model, scheduler = network().to("cuda"), kind(6, **options)
@@ -261,7 +262,8 @@ def test_captured_sampling(cupy, kind, options, labels, scale):
     assert len(fast._recordings) == 1 and model.training  # of a pass with the scheduler's step, for all calls
 
 
-@pytest.mark.parametrize("method", ["one-shot", "dpm", pytest.param("ddim", marks=pytest.mark.slow), "ancestral"])
+@pytest.mark.parametrize("method", ["one-shot", pytest.param("dpm", marks=pytest.mark.slow),
+                                    pytest.param("ddim", marks=pytest.mark.slow), "ancestral"])
 def test_captured_denoising(cupy, method):
     model, noisy = network().to("cuda"), np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
     fast = captured(model)
