@@ -465,6 +465,7 @@ def test_the_example_s_pictures_may_have_any_side(side, tmp_path):
     ("freq_shift", 2, "freq_shift be less than half of it; got 4 and 2"),
     ("freq_shift", True, "freq_shift is true; supported: a finite number"),
     ("norm_eps", math.nan, "norm_eps is NaN; supported: a finite number"),
+    ("norm_eps", -1e-6, "norm_eps at least 0"), ("dropout", 1.5, "dropout must be from 0 to 1"),
     ("mid_block_type", "UNetMidBlock2DCrossAttn", "mid_block_type"), ("mid_block_scale_factor", 2**0.5, "supported: 1"),
     ("downsample_padding", 2, "downsample_padding is 2; supported: 0 or 1"),
     ("downsample_type", "fir", "downsample_type"),

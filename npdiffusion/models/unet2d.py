@@ -268,6 +268,9 @@ def _check_sizes(config, channels):
     if channels[0] % 2 or config["freq_shift"] >= channels[0] / 2:
         raise ValueError(f"UNet2DModel: block_out_channels must begin with an even number, and freq_shift be less than "
                          f"half of it; got {channels[0]} and {config['freq_shift']}")
+    if not 0 <= config["dropout"] <= 1 or config["norm_eps"] < 0:
+        raise ValueError("UNet2DModel: dropout must be from 0 to 1, and norm_eps at least 0; "
+                         f"got {config['dropout']} and {config['norm_eps']}")
 
 
 def _renamed(state):
