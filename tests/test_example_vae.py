@@ -30,6 +30,7 @@ def looked_at(path, least):
     return image
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     args = ["--preset", "smoke", "--data", "synthetic", "--latent", "2", "--steps", "5", "--out", tmp_path]
     result = run(*args)

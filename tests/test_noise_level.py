@@ -163,6 +163,7 @@ def test_the_package_s_network_estimates_levels(example):
     np.testing.assert_allclose(model.sigma(camera), model.sigma(noisy), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_example(tmp_path):
     run("train_noise_level.py", "--preset", "smoke", "--data", "synthetic", "--out", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
