@@ -93,16 +93,20 @@ def copy_into(own, arrays, what, strict=True):
     """Copy named arrays into ``own``, in place, as ``Module.load_state_dict`` says. what: how its errors begin."""
     missing, unexpected = [k for k in own if k not in arrays], [k for k in arrays if k not in own]
     if strict and (missing or unexpected):
-        more = [f" and {len(names) - 5} more" * (len(names) > 5) for names in (missing, unexpected)]
-        raise KeyError(f"{what}: missing {missing[:5]}{more[0]}, unexpected {unexpected[:5]}{more[1]}")
+        raise KeyError(f"{what}: missing {_first(missing)}, unexpected {_first(unexpected)}")
     given = {name: arrays[name] for name in own if name in arrays}
     arrays = {name: a if _is_cupys(a) else np.asarray(a) for name, a in given.items()}
     wrong = [f"{name}: expected {own[name].shape}, got {a.shape}" for name, a in arrays.items()
              if a.shape != own[name].shape]
     if wrong:
-        raise ValueError(f"{what} in shape: " + "; ".join(wrong[:5]) + f" and {len(wrong) - 5} more" * (len(wrong) > 5))
+        raise ValueError(f"{what} in shape: {_first(wrong, '; '.join)}")
     for name, a in arrays.items():
         own[name][...] = to_device(a, own[name])
+
+
+def _first(texts, joined=str):
+    """The first five of a list, and how many more there are."""
+    return joined(texts[:5]) + f" and {len(texts) - 5} more" * (len(texts) > 5)
 
 
 def allow_tf32(allow=True):

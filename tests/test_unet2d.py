@@ -380,6 +380,12 @@ def test_classes():
             generate(model, scheduler, (2, 1, 4, 4), labels=1, guidance_scale=guidance_scale)
 
 
+def write(model, directory):
+    """As diffusers would."""
+    save_file(directory / WEIGHTS, model.state_dict())
+    (directory / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **model.config}))
+
+
 def run_checkpoint(out, *args):
     command = [sys.executable, ROOT / "examples" / "run_checkpoint.py", *map(str, args), "--out", out]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -411,8 +417,7 @@ def test_the_example(golden, tmp_path):
 ])
 def test_networks_that_the_example_refuses(config, args, message, golden, tmp_path):
     model = small(**{"sample_size": 4, **config})
-    save_file(golden / WEIGHTS, model.state_dict())
-    (golden / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **model.config}))
+    write(model, golden)
     done = run_checkpoint(tmp_path / "out", golden, "--steps", 2, *args)
     assert done.returncode and re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr and not [*tmp_path.glob("out/*")]
@@ -421,8 +426,7 @@ def test_networks_that_the_example_refuses(config, args, message, golden, tmp_pa
 def test_the_example_draws_the_class_that_is_asked_for(golden, tmp_path):
     model = small(sample_size=4, num_class_embeds=3)
     model.class_embedding.weight.data *= 30  # so that classes differ by more than what clips them
-    save_file(golden / WEIGHTS, model.state_dict())
-    (golden / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **model.config}))
+    write(model, golden)
     sheets = {}
     for label in ([], ["--label", 2]):
         done = run_checkpoint(tmp_path, golden, "--steps", 2, "--count", 4, *label)

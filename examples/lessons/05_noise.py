@@ -120,8 +120,8 @@ print(f"at t = {T - 1} the guess is {away:.4f} from the average digit; {shared[-
 print(f"one digit has nearly all the weight (a number below 1.1) up to t = {levels[shared < 1.1].max()}")
 assert away < 0.1 * np.sqrt(((bank - bank.mean(0))**2).mean()) and shared[0] < 1.01 and shared[-1] > 0.9 * len(bank)
 
-# The figure, for MNIST: a digit under more and more noise, always the same ε, and what can be told from it. Up to t =
-# 440 the mean is this digit itself: no other one of the bank fits what we see. Then the mean is a blend. It is blurred
+# The figure, for MNIST: a digit under more and more noise, always the same ε, and what can be told from it. Up to
+# t = 440 the mean is this digit: no other one of the bank fits what we see. Then the mean is a blend. It is blurred
 # because the possible digits differ, not because the denoiser is weak. The most probable digit stays sharp, and becomes
 # a wrong one. At the end the mean is the average digit. Below: the mean has the least error at every level, a drawn
 # digit twice that. Which one of the bank it was is lost from t = 400 to t = 700, as the SNR falls from 1/4 to 1/130.

@@ -101,7 +101,7 @@ def read(x):
 
 
 t = np.repeat(levels, len(eights))
-x = schedule.add_noise(np.tile(eights, (7, 1, 1, 1)), np.tile(noise, (7, 1, 1, 1)), t)
+x = schedule.add_noise(np.concatenate([eights] * len(levels)), np.concatenate([noise] * len(levels)), t)
 found = [denoise(network, schedule, x, t, "dpm", 6, 8 if s else None, s) for s in tqdm(scales, "eights")]
 reads = np.array([read(pictures)[0].reshape(len(levels), -1) for pictures in found])  # [scale, level, picture]
 stays = (reads == 8).mean(2)

@@ -60,12 +60,13 @@ def check_labels(labels, model, x, guidance_scale):
         raise ValueError(f"guidance_scale: expected a finite number >= 0, got {guidance_scale}")
     if labels is None:
         return None
-    if guidance_scale != 1 and getattr(model, "labels_required", False):
+    required = getattr(model, "labels_required", False)
+    if guidance_scale != 1 and required:
         raise ValueError('guidance_scale: guidance needs a network with a label for "no class", which this one lacks; '
                          "pass guidance_scale=1")
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     if model.num_classes is None:
-        if not getattr(model, "labels_required", False):
+        if not required:
             raise ValueError("labels: this model has no classes; pass labels=None")
         if labels.dtype.kind not in "iuf" or labels.shape[:1] != (len(x),):
             raise ValueError(f"labels: expected {len(x)} numbers or vectors, one for each picture, "

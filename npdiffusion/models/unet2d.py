@@ -135,7 +135,7 @@ class UNet2DModel(nn.Module):
     def __init__(self, **config):
         self.config = config = check_config("UNet2DModel", config, CONFIG)
         channels, layers, groups = (config[k] for k in ("block_out_channels", "layers_per_block", "norm_num_groups"))
-        _check_sizes(config, channels)
+        _check_values(config, channels)
         width, class_embed = config["time_embedding_dim"] or 4 * channels[0], config["class_embed_type"]
         scale_shift = config["resnet_time_scale_shift"] == "scale_shift"
         resnet = partial(ResnetBlock2D, width=width, groups=groups, eps=config["norm_eps"], scale_shift=scale_shift,
@@ -188,7 +188,7 @@ class UNet2DModel(nn.Module):
         path = find_file(directory, "unet", "config.json")
         weights = path.with_name("diffusion_pytorch_model.safetensors")
         pickled = weights.with_suffix(".bin")
-        if pickled.is_file() and not weights.is_file():
+        if not weights.is_file() and pickled.is_file():
             raise ValueError(f"{pickled} is a pickle, which may run anything: it is not read; convert it with PyTorch: "
                              'python -c "import sys, torch, safetensors.torch as s; a, b = sys.argv[1:]; s.save_file('
                              '{k: v.clone().contiguous() for k, v in torch.load(a, weights_only=True).items()}, b)" '
@@ -255,8 +255,8 @@ class UNet2DModel(nn.Module):
         return Tensor(y)
 
 
-def _check_sizes(config, channels):
-    """ValueError, which names the key, unless the sizes go together."""
+def _check_values(config, channels):
+    """ValueError, which names the key, unless the sizes go together and the numbers lie in their range."""
     for key in ("down_block_types", "up_block_types"):
         if not 0 < len(channels) == len(config[key]):
             raise ValueError(f"UNet2DModel: {key} is for {len(config[key])} levels, "
